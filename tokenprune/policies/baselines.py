@@ -1,0 +1,94 @@
+"""Baselines. They belong in every comparison: several published methods lose to them on some tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..ops import average_by_source, even_points, points_on_grid, sources_on_grid
+from ..registry import register
+from ..tokens import Selection, VisualTokens
+from .base import ProjectorPolicy
+
+
+def _spread(tokens: VisualTokens, k: int) -> tuple[tuple[int, int, int], list[int]]:
+    """The unit's grid (a line where it has none) and k places spread evenly over it."""
+    n = tokens.shape[1]
+    return (tokens.grid, points_on_grid(tokens.grid, k)) if tokens.grid else ((1, 1, n), even_points(n, k))
+
+
+@register("none")
+@dataclass(kw_only=True)
+class NoPruning(ProjectorPolicy):
+    """Keeps every token: the dense model, through the same wrapper."""
+
+    keep: int | float | None = 1.0
+    needs: ClassVar = frozenset()
+    cost: ClassVar = "nothing"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.keep = 1.0  # whatever budget the comparison runs at
+
+    def select(self, tokens: VisualTokens, k: int) -> Selection:
+        g, n = tokens.shape
+        return Selection.subset(torch.arange(n, device=tokens.features.device).expand(g, n))
+
+
+@register("random")
+@dataclass(kw_only=True)
+class Random(ProjectorPolicy):
+    """A uniformly random subset, the same for the same seed and prompt whatever the batch around it or the device.
+
+    Attributes:
+        seed: change it to draw another subset.
+    """
+
+    seed: int = 0
+    needs: ClassVar = frozenset()
+    cost: ClassVar = "one permutation of N on the CPU"
+
+    def select(self, tokens: VisualTokens, k: int) -> Selection:
+        n, generator, order = tokens.shape[1], torch.Generator(), []
+        for key in tokens.keys:
+            # torch reads only the low 32 bits of a CPU seed, so the two numbers are mixed there
+            generator.manual_seed((key + self.seed * 0x9E3779B1) % 2**32)
+            order.append(torch.randperm(n, generator=generator)[:k])
+        return Selection.subset(torch.stack(order).to(tokens.features.device))
+
+
+@register("uniform")
+@dataclass(kw_only=True)
+class Uniform(ProjectorPolicy):
+    """Tokens at evenly spread places of the grid (a line where the tokens form no grid). Looks at nothing."""
+
+    needs: ClassVar = frozenset()
+    cost: ClassVar = "k integer operations on the CPU"
+
+    def select(self, tokens: VisualTokens, k: int) -> Selection:
+        _, points = _spread(tokens, k)
+        order = torch.tensor(points, device=tokens.features.device)
+        return Selection.subset(order.expand(tokens.shape[0], k))
+
+
+@register("pool")
+@dataclass(kw_only=True)
+class Pool(ProjectorPolicy):
+    """Average pooling to any count: every token is averaged into the nearest of the places `uniform` would keep.
+
+    Where k divides the grid into equal blocks this is plain average pooling. The average takes the position of its
+    place.
+    """
+
+    cost: ClassVar = "N k distances and N D additions"
+
+    def select(self, tokens: VisualTokens, k: int) -> Selection:
+        g, n = tokens.shape
+        device = tokens.features.device
+        grid, points = _spread(tokens, k)
+        source = sources_on_grid(grid, points).to(device).expand(g, n)
+        merged, sizes = average_by_source(tokens.features, source, k)
+        indices = torch.tensor(points, device=device).expand(g, k)
+        return Selection(indices=indices, features=merged, source=source, sizes=sizes)

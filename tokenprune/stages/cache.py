@@ -1,0 +1,138 @@
+"""The one exception to "no class is touched": a cache *object* that went through a pruned forward.
+
+`generate` and position ids count *logical* tokens, those of the prompt the user gave; masks and keys count *physical*
+ones, those in the cache. A pruned cache answers each with the right number. Its class becomes a subclass of what it
+was, for this object alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StaleCacheError, UnsupportedModelError
+
+
+class Life:
+    """Shared by a stage and the caches it pruned: False once the handle is removed."""
+
+    alive = True
+
+
+@dataclass
+class CacheState:
+    """What pruning did to one cache.
+
+    Attributes:
+        life: of the stage that pruned it.
+        valid: [B, P] bool, the physical slots at the last cut; False where a slot is padding.
+        removed: logical minus physical length, one number for the batch since both are left-padded.
+        all_valid: host copy of `valid.all()`.
+        shift: [B] long, original minus compact position of the next token; None for original positions.
+    """
+
+    life: Life
+    valid: Tensor
+    removed: int
+    all_valid: bool
+    shift: Tensor | None = None
+
+    @property
+    def logical(self) -> int:
+        """Logical length that `valid` covers."""
+        return self.valid.shape[1] + self.removed
+
+    def per_row(self, function) -> None:
+        """Apply a change of the batch (repeat, select, reorder) to everything kept per row."""
+        self.valid = function(self.valid)
+        if self.shift is not None:
+            self.shift = function(self.shift)
+
+    def physical_mask(self, mask: Tensor | None, past: int, new: int) -> Tensor | None:
+        """The mask [B, past + new] over cache slots that stands for a logical mask [B, T], or None if all are valid.
+
+        Args:
+            mask: what the caller gave, over logical tokens.
+            past: slots filled before this call (may be fewer than `valid` has, after a crop).
+            new: tokens of this call.
+        """
+        if mask is None:
+            if self.all_valid:
+                return None
+            covered = self.valid[:, :past]
+            fresh = covered.new_ones(covered.shape[0], past - covered.shape[1] + new)
+            return torch.cat([covered, fresh], 1).long()
+        valid = self.valid.to(mask.device, mask.dtype)
+        if mask.shape[1] >= self.logical:
+            return torch.cat([valid, mask[:, self.logical :]], 1)
+        return valid[:, : mask.shape[1] - self.removed]
+
+
+class PrunedCacheMixin:
+    """Placed before the class of a cache object that went through a pruned forward."""
+
+    _tokenprune: CacheState | None
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        """Logical length without a layer, physical length of a layer."""
+        length = super().get_seq_length(0 if layer_idx is None else layer_idx)
+        state = self._tokenprune
+        return length + state.removed if layer_idx is None and state is not None else length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(layer_idx)
+
+    def update(self, *args: Any, **kwargs: Any):
+        if self._tokenprune is not None and not self._tokenprune.life.alive:
+            raise StaleCacheError(
+                "past_key_values was filled by a pruned forward whose handle has been removed, so masks and positions "
+                "can no longer be set right: continue it before handle.remove(), or start with a new cache."
+            )
+        return super().update(*args, **kwargs)
+
+    def reset(self) -> None:
+        super().reset()
+        self._tokenprune = None
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._change(lambda t: t.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._change(lambda t: t[indices.to(t.device)])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._change(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def _change(self, function) -> None:
+        if self._tokenprune is not None:
+            self._tokenprune.per_row(function)
+
+
+def state_of(cache: Any) -> CacheState | None:
+    """The pruning state of a cache, None if it never went through a pruned forward."""
+    return getattr(cache, "_tokenprune", None)
+
+
+def attach(cache: Any, state: CacheState) -> None:
+    """Give a cache its pruning state.
+
+    Raises:
+        UnsupportedModelError: an encoder-decoder cache.
+    """
+    if hasattr(cache, "cross_attention_cache"):
+        raise UnsupportedModelError("past_key_values is an encoder-decoder cache: only decoder-only models are pruned.")
+    if not isinstance(cache, PrunedCacheMixin):
+        kind = type(cache)
+        cache.__class__ = type(f"Pruned{kind.__name__}", (PrunedCacheMixin, kind), {})
+    cache._tokenprune = state
+
+
+def physical_length(cache: Any) -> int:
+    """Slots filled so far; 0 for None and for a cache that was never used."""
+    return 0 if cache is None else int(cache.get_query_offset())

@@ -1,0 +1,101 @@
+"""Where the parts of a loaded model are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from ..report import DecoderShape
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules that hooks go to.
+
+    Attributes:
+        model: what the user loaded.
+        outer: the multimodal module that gets `input_ids` and calls the decoder.
+        decoder: the text decoder that gets `inputs_embeds`.
+        adapter: facts of the family.
+    """
+
+    model: nn.Module
+    outer: nn.Module
+    decoder: nn.Module
+    adapter: Any
+
+    @property
+    def config(self) -> Any:
+        return self.outer.config
+
+    def module(self, path: str) -> nn.Module:
+        return self.outer.get_submodule(path)
+
+    def placeholder(self, modality: str) -> int | None:
+        """Token id that stands for one visual token of "image" or "video"."""
+        return getattr(self.config, f"{modality}_token_id", None)
+
+    def decoder_shape(self) -> DecoderShape | None:
+        """Sizes for cost estimates, None where the decoder's config does not name them."""
+        config = self.decoder.config
+        try:
+            heads, hidden = config.num_attention_heads, config.hidden_size
+            width = getattr(config, "head_dim", None) or hidden // heads
+            return DecoderShape(
+                layers=config.num_hidden_layers,
+                hidden=hidden,
+                intermediate=config.intermediate_size,
+                query=heads * width,
+                key_value=config.num_key_value_heads * width,
+                dtype_bytes=self.model.dtype.itemsize,
+            )
+        except AttributeError:
+            return None
+
+
+def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
+    """Find the parts of `model`.
+
+    Args:
+        model: a loaded transformers model.
+        lookup: maps a model type to its adapter or None.
+        supported: model types to name in errors.
+
+    Raises:
+        UnsupportedModelError: no transformers model, text-only, on the meta device, compiled, or of a family without
+            an adapter.
+    """
+    kind, families = type(model).__name__, ", ".join(supported)
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            f"model={kind} is compiled already, and a compiled graph ignores hooks added later: wrap the model first, "
+            "then call torch.compile."
+        )
+    if not all(hasattr(model, name) for name in ("config", "base_model", "get_decoder")):
+        raise UnsupportedModelError(
+            f"model={kind} is not a transformers model: give a loaded one of the families {families}."
+        )
+    outer = model.base_model
+    if not hasattr(outer, "get_image_features"):
+        raise UnsupportedModelError(
+            f"model={kind} ({model.config.model_type}) has no vision tower, so it has no visual tokens: give a "
+            f"vision-language model of the families {families}."
+        )
+    adapter = lookup(model.config.model_type)
+    if adapter is None:
+        raise UnsupportedModelError(
+            f"model={kind} is of the family {model.config.model_type!r}, which is not supported yet: supported are "
+            f"{families}."
+        )
+    if (problem := adapter.problem(model.config)) is not None:
+        raise UnsupportedModelError(f"model={kind} cannot be wrapped: {problem}.")
+    offloaded = hasattr(model, "hf_device_map") or any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"model={kind} is on the meta device and has no weights: load them first (from_pretrained, or to_empty "
+            "and load_state_dict)."
+        )
+    return Parts(model=model, outer=outer, decoder=model.get_decoder(), adapter=adapter)

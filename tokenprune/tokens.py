@@ -1,0 +1,74 @@
+"""What a policy may look at (`VisualTokens`) and what it answers (`Selection`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTokens:
+    """G units of N visual tokens each, batched. A policy sees nothing else of the model.
+
+    Attributes:
+        features: [G, N, D], the tokens as the language model would read them. Any float dtype.
+        encoder: [G, N, d_v], the tower's output as it enters the projector; only if the policy needs "encoder".
+        text: [G, M, D], decoder input embeddings of the instruction, zero where `text_mask` is False; only if the
+            policy needs "text".
+        text_mask: [G, M] bool.
+        instruction: G strings; only if the policy needs "instruction".
+        grid: (frames, rows, columns) with frames * rows * columns == N, or None where the tokens form no grid.
+        image: [G] long, equal for units cut from the same image or video (crops, frames).
+        keys: G ints that depend on the unit's prompt and its place in it alone, never on the batch around it: what a
+            random policy seeds with.
+    """
+
+    features: Tensor
+    encoder: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    instruction: list[str] | None = None
+    grid: tuple[int, int, int] | None = None
+    image: Tensor | None = None
+    keys: list[int] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(G, N)"""
+        return self.features.shape[0], self.features.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The outcome of a policy for G units.
+
+    Attributes:
+        indices: [G, k] long, the surviving tokens of each unit, distinct and ascending.
+        order: [G, k] long, the same indices in the order they were chosen, where the method has one.
+        scores: [G, N] float, what the choice was made by, where the method has one number per token.
+        features: [G, k, D], merged features that replace those at `indices`; None for a subset.
+        source: [G, N] long, for every original token the place in `indices` of the survivor that carries it, or -1.
+        sizes: [G, k] float, how many original tokens each survivor stands for; None means 1.
+    """
+
+    indices: Tensor
+    order: Tensor | None = None
+    scores: Tensor | None = None
+    features: Tensor | None = None
+    source: Tensor | None = None
+    sizes: Tensor | None = None
+
+    @classmethod
+    def subset(cls, order: Tensor, *, scores: Tensor | None = None) -> Selection:
+        """A subset selection from [G, k] indices in the order they were chosen."""
+        return cls(indices=order.sort(dim=-1).values, order=order, scores=scores)
+
+    def source_map(self, n: int) -> Tensor:
+        """[G, n] long: `source`, or for a subset the place of each kept token in `indices` and -1 for the dropped."""
+        if self.source is not None:
+            return self.source
+        g, k = self.indices.shape
+        place = torch.arange(k, device=self.indices.device).expand(g, k)
+        return self.indices.new_full((g, n), -1).scatter(1, self.indices, place)

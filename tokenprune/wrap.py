@@ -1,0 +1,201 @@
+"""`wrap` and the handle it returns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .adapters import lookup, supported
+from .budget import Unit
+from .errors import AlreadyWrappedError, InvalidArgumentError, UnsupportedPolicyError, nearest
+from .policies import Policy, ProjectorPolicy
+from .registry import get_policy
+from .report import Report
+from .stages.parts import Parts, find_parts
+from .stages.projector import ProjectorStage
+
+POSITIONS = ("original", "compact")
+
+
+class Handle:
+    """A wrapped model. Remove it, or use it in a `with` block, to get the model back exactly as it was.
+
+    Attributes:
+        enabled: set to False to run dense for a while; caches pruned before stay usable.
+        instruction: what query-aware policies take for the question, instead of the whole text of the prompt: a
+            string, one string per sample, or None. As embeddings it is used only if `tokenizer` was given.
+    """
+
+    def __init__(self, stage: ProjectorStage):
+        self._stage = stage
+        self._removed = False
+
+    @property
+    def enabled(self) -> bool:
+        return self._stage.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._stage.enabled = bool(value)
+
+    @property
+    def instruction(self) -> str | list[str] | None:
+        return self._stage.prompts.instruction
+
+    @instruction.setter
+    def instruction(self, value: str | list[str] | None) -> None:
+        self._stage.prompts.instruction = value
+
+    @property
+    def policies(self) -> list[Policy]:
+        return list(self._stage.policies)
+
+    def report(self) -> Report:
+        """What the last forward with visual tokens did: kept/total per unit, where, and what it saved."""
+        return self._stage.report()
+
+    def remove(self) -> None:
+        """Take all hooks off. Calling it again does nothing."""
+        if not self._removed:
+            self._removed = True
+            self._stage.remove()
+            _forget_compiled_code()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "removed" if self._removed else "on" if self.enabled else "off"
+        policies = " + ".join(map(repr, self._stage.policies))
+        return f"Handle({type(self._stage.parts.model).__name__}, {policies}, {state})"
+
+
+def wrap(
+    model: Any,
+    policy: str | Policy | Sequence[Policy | str],
+    *,
+    keep: int | float | None = None,
+    per: Unit | None = None,
+    positions: str = "original",
+    tokenizer: Any = None,
+    timing: bool = False,
+) -> Handle:
+    """Prune the visual tokens of every later forward and `generate` of a loaded model, in place.
+
+    Args:
+        model: a loaded transformers vision-language model. Its attention implementation stays as it is.
+        policy: a registered name (`tokenprune.list_policies()`), a policy, or a list of them, applied in order.
+        keep: budget of the policies that have none of their own: an int (tokens) or a float in (0, 1] (share).
+        per: unit the budget is counted over: "image" (the default), "crop", "frame" or "prompt". All policies of one
+            stage share it.
+        positions: "original" (kept tokens keep their position ids; the default) or "compact" (renumbered without
+            gaps; 1-D positions only).
+        tokenizer: the model's tokenizer, for policies that need the instruction as text.
+        timing: measure the selection (synchronises the device), for `report()`.
+
+    Returns:
+        The handle. The model behaves as before once `handle.remove()` is called.
+
+    Raises:
+        InvalidArgumentError: a bad value, named with its remedy.
+        UnknownPolicyError: no policy of this name.
+        UnsupportedModelError: the model cannot be pruned; the message says why.
+        UnsupportedPolicyError: the model lacks what a policy needs.
+        AlreadyWrappedError: the model is wrapped already, or a forward of it is running.
+
+    `torch.compile(model.forward)` after `wrap` works (with graph breaks at the prefill); compiled code made before is
+    discarded for the whole process, since it would ignore the hooks silently.
+    """
+    policies = _policies(policy, keep, per)
+    if positions not in POSITIONS:
+        hint = nearest(positions, POSITIONS)
+        raise InvalidArgumentError(f"positions={positions!r} is not one of {', '.join(POSITIONS)}{hint}.")
+    parts = find_parts(model, lookup, supported())
+    _check_free(parts)
+    _check_needs(policies, parts, positions)
+    stage = ProjectorStage(parts=parts, policies=policies, positions=positions, tokenizer=tokenizer, timing=timing)
+    stage.install()
+    _forget_compiled_code()
+    return Handle(stage)
+
+
+def _policies(policy: Any, keep: int | float | None, per: Unit | None) -> list[ProjectorPolicy]:
+    """Policies with their budgets filled in; the caller's objects are left alone."""
+    several = [policy] if isinstance(policy, (str, Policy)) else policy
+    if not isinstance(several, Sequence) or not several:
+        raise InvalidArgumentError(
+            f"policy={policy!r} is no policy: give a registered name, a policy, or a list with at least one of them."
+        )
+    made = []
+    for one in several:
+        if isinstance(one, str):
+            one = get_policy(one)()
+        if isinstance(one, type) or not isinstance(one, Policy):
+            raise InvalidArgumentError(f"policy={one!r} is no policy: give a registered name or a policy object.")
+        if not isinstance(one, ProjectorPolicy):
+            raise InvalidArgumentError(f"policy={one!r} works at stage {one.stage!r}, which wrap does not run yet.")
+        if keep is not None and one.name != "none":
+            if one.keep is not None:
+                raise InvalidArgumentError(
+                    f"keep={keep!r} is given twice, the policy has keep={one.keep!r} of its own: drop one of them."
+                )
+            one = replace(one, keep=keep)
+        if one.keep is None:
+            raise InvalidArgumentError(
+                f"keep=None leaves {one.name!r} without a budget: give wrap(..., keep=...), an int (tokens) or a float "
+                "in (0, 1] (share)."
+            )
+        made.append(one if per is None else replace(one, per=per))
+    units = {one.per for one in made}
+    if len(units) > 1:
+        raise InvalidArgumentError(
+            f"per={' and '.join(map(repr, sorted(units)))} differ between policies of one stage: give them the same."
+        )
+    return made
+
+
+def _check_free(parts: Parts) -> None:
+    """No second wrap, and no wrap from inside a forward."""
+    kind = type(parts.model).__name__
+    for hook in parts.outer._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), ProjectorStage):
+            raise AlreadyWrappedError(
+                f"model={kind} is wrapped already: compose policies in one call, wrap(model, [a, b]), or remove the "
+                "first handle."
+            )
+    modules = {id(parts.model), id(parts.outer), id(parts.decoder)}
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in modules:
+            raise AlreadyWrappedError(f"model={kind} is inside a forward: wrap it before or after.")
+        frame = frame.f_back
+
+
+def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) -> None:
+    """What can be known before the first forward."""
+    for one in policies:
+        if "encoder" in one.needs and parts.adapter.projector is None:
+            raise UnsupportedPolicyError(
+                f"policy={one.name!r} needs tower features that belong to one visual token each, and the projector of "
+                f"{parts.adapter.model_type!r} merges several: use a policy or relevance without them "
+                "(TextRelevance)."
+            )
+    rope = getattr(parts.decoder.config, "rope_parameters", None) or {}
+    if positions == "compact" and "mrope_section" in rope:
+        raise InvalidArgumentError(
+            f"positions='compact' has no meaning for the time, row and column positions of "
+            f"{parts.adapter.model_type!r}: use positions='original'."
+        )
+
+
+def _forget_compiled_code() -> None:
+    """Compiled graphs do not notice hooks that come or go: without this they would go on unpruned, or pruned."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
