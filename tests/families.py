@@ -6,12 +6,18 @@ A new family adds one builder.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+
+# Before this argument existed, `generate` repeated images one by one for beams and returned sequences, which mixes
+# them up between samples with different image counts, and lost them in chunked prefill, dense or pruned.
+PRE_ENCODES = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
+REPEATABLE = (2, 1) if PRE_ENCODES else (1, 1)
 
 VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END = 160, 150, 151, 152, 153
 TEXT = {

@@ -19,7 +19,10 @@ def full_prompt(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Decoder input [B, L, D] and positions [B, L] or [3, B, L] of the unpruned batch."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     x = model.get_input_embeddings()(ids)
-    arguments = {"image": ("pixel_values", "image_grid_thw", IMAGE), "video": ("pixel_values_videos", "video_grid_thw", VIDEO)}
+    arguments = {
+        "image": ("pixel_values", "image_grid_thw", IMAGE),
+        "video": ("pixel_values_videos", "video_grid_thw", VIDEO),
+    }
     for modality, (pixels, grid, token) in arguments.items():
         if pixels in inputs:
             given = {pixels: inputs[pixels]} | ({grid: inputs[grid]} if grid in inputs else {})

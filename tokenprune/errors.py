@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 __all__ = [
     "AlreadyWrappedError",
     "InputError",
@@ -69,6 +68,6 @@ class InputError(TokenPruneError, ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest known word, or an empty string."""
+    """`" (did you mean 'x'?)"` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -44,5 +44,5 @@ def get_policy(name: str) -> type:
     try:
         return _POLICIES[name]
     except KeyError:
-        hint = nearest(name, _POLICIES) or f": known are {', '.join(list_policies())}."
-        raise UnknownPolicyError(f"policy={name!r} is not registered{hint}") from None
+        hint = nearest(name, _POLICIES) or f": known are {', '.join(list_policies())}"
+        raise UnknownPolicyError(f"policy={name!r} is not registered{hint}.") from None

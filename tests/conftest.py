@@ -1,0 +1,57 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenprune.eval.shapes.language import processor
+from tokenprune.eval.shapes.modeling import build
+
+from tokenprune import ProjectorPolicy, Selection
+
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden-dir", type=Path, default=GOLDEN, help="folder whose .npz files test_golden.py checks")
+
+
+@dataclass(kw_only=True)
+class EveryThird(ProjectorPolicy):
+    """Keeps places 1, 4, 7 ... of every unit, whatever they hold."""
+
+    keep: int | float | None = 1 / 3
+    rounding: str = "floor"
+
+    def select(self, tokens, k):
+        g, n = tokens.shape
+        return Selection.subset(torch.arange(1, n, 3)[:k].expand(g, k))
+
+
+@pytest.fixture
+def every_third():
+    return EveryThird()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of a randomly initialised copy of the embedded model, a few layers small, with its processor."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    build(width=24, heads=3, vision_layers=1, text_layers=1).save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def broken_images(tmp_path):
+    """name -> path of files that are no usable image."""
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(whole)
+    paths = {name: tmp_path / f"{name}.png" for name in ("missing", "truncated", "text", "empty")}
+    paths["truncated"].write_bytes(whole.read_bytes()[:2000])
+    paths["text"].write_text("not an image")
+    paths["empty"].touch()
+    return paths | {"folder": tmp_path}

@@ -1,0 +1,70 @@
+"""Flash attention reads gaps in position_ids as borders of packed sequences; a pruned call must say that it is one.
+
+No flash kernel runs on a CPU, so a stand-in attention keeps transformers' own rules for masks and packing.
+"""
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
+from transformers.modeling_flash_attention_utils import _is_packed_sequence
+
+import tokenprune
+from tests import reference
+from tests.families import LLAVA
+from tests.test_exactness import every_third_mask
+
+NAME = "tokenprune_test_flash"
+
+
+def flash_rules(module, query, key, value, attention_mask, scaling=None, position_ids=None, **kwargs):
+    """Causal attention over what flash attention would attend to: [B, q, H, D]"""
+    batch, heads, new, _ = query.shape
+    key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    total = key.shape[2]
+    seen = torch.ones(new, total).tril(total - new).bool().expand(batch, 1, -1, -1)
+    if attention_mask is not None:
+        assert attention_mask.ndim == 2
+        seen = seen & attention_mask[:, None, None, -total:].bool()
+    elif "cu_seq_lens_k" in kwargs:
+        assert kwargs["cu_seq_lens_k"].tolist() == [0, total]
+        assert kwargs["cu_seq_lens_q"].tolist() == [0, new]
+    elif new > 1 and _is_packed_sequence(position_ids, batch):
+        starts = (position_ids[0].diff(prepend=position_ids[0, :1] - 1) != 1).cumsum(0)
+        segments = torch.cat([starts.new_full((total - new,), -1), starts])
+        seen = seen & (segments[None, :] == starts[:, None])
+    scores = (query @ key.mT * scaling).masked_fill(~seen, torch.finfo(query.dtype).min)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture
+def model():
+    AttentionInterface.register(NAME, flash_rules)
+    AttentionMaskInterface.register(NAME, flash_attention_mask)
+    model = LLAVA.model()
+    model.model.language_model.config._attn_implementation = NAME
+    return model
+
+
+@pytest.mark.parametrize("images", [(1,), (2, 1)], ids=str)
+def test_generate(model, images, every_third):
+    inputs = LLAVA.inputs(images)
+    keep = (inputs["input_ids"] != 150) | every_third_mask(LLAVA, inputs)
+    with tokenprune.wrap(model, every_third):
+        out = model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    expected = reference.generate(LLAVA.model(), inputs, keep, steps=4)
+    assert (torch.stack(out.logits, 1) - expected).abs().max() < 2e-5
+
+
+def test_new_image_on_a_cache(model, every_third):
+    both = LLAVA.inputs((2,))
+    split = int((both["input_ids"][0] == 150).nonzero()[36, 0]) - 1
+    keep = (both["input_ids"] != 150) | every_third_mask(LLAVA, both)
+    ids, pixels = both["input_ids"], both["pixel_values"]
+    with tokenprune.wrap(model, every_third):
+        first = model(input_ids=ids[:, :split], pixel_values=pixels[:1], use_cache=True)
+        out = model(input_ids=ids[:, split:], pixel_values=pixels[1:], past_key_values=first.past_key_values)
+    expected = reference.generate(LLAVA.model(), both, keep, steps=1)[:, 0]
+    assert (out.logits[:, -1] - expected).abs().max() < 2e-5
