@@ -1,5 +1,8 @@
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may depend on a network
 
 import pytest
 import torch

@@ -1,8 +1,10 @@
 """wrap, Handle and every sentence a user can meet."""
 
 import copy
+import gc
 import math
 import threading
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -195,6 +197,16 @@ class TestReport:
         assert cost["kv_bytes_pruned"] == 4 * 2 * 2 * 16 * 4 * (sum(length) - 96)
         assert cost["prefill_flops_pruned"] < cost["prefill_flops_dense"]
         assert "kept 4/36" in str(report)
+
+    def test_the_handle_keeps_no_cache_and_no_pixels_alive(self):
+        model, inputs = LLAVA.model(), LLAVA.inputs()
+        with tokenprune.wrap(model, "uniform", keep=4):
+            cache = weakref.ref(model(**inputs, use_cache=True).past_key_values)
+            pixels = weakref.ref(inputs.pop("pixel_values"))
+            del inputs
+            gc.collect()
+            assert cache() is None
+            assert pixels() is None
 
     def test_selection_time_only_when_asked(self):
         model = LLAVA.model()

@@ -15,6 +15,7 @@ import inspect
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,21 @@ from .prompt import PromptReader
 from .select import apply_policies, budgets_remove
 from .units import UnitState, make_units
 from .visual import PIXELS, Call, TowerCall, find_items, keys_of, modalities, placeholder_masks
+
+
+@dataclass
+class Outcome:
+    """What `report` is made from: nothing that would keep a cache or pixels alive.
+
+    Attributes:
+        units: after the policies.
+        valid: [B] tensor or list, tokens per sample before, padding left out.
+        elapsed: milliseconds of the selection, None if not asked for.
+    """
+
+    units: list[UnitState]
+    valid: Any
+    elapsed: float | None
 
 
 class ProjectorStage:
@@ -51,7 +67,7 @@ class ProjectorStage:
         self.prompts = PromptReader(parts.model, tokenizer)
         self.timing, self.enabled = timing, True
         self.life = Life()
-        self._last: tuple[list[UnitState], Call, float | None] | None = None
+        self._last: Outcome | None = None
         self._local = threading.local()  # what one forward knows; forwards may run in several threads
         self._names = list(inspect.signature(type(parts.outer).forward).parameters)[1:]
         self._hooks: list[Any] = []
@@ -86,17 +102,14 @@ class ProjectorStage:
         """What the last forward with visual tokens did. Reads the device only here."""
         known = {}
         if self._last is not None:
-            units, call, elapsed = self._last
-            batch, length = call.visual.shape
-            real = [length] * batch if call.mask is None else call.mask[:, -length:].sum(1).tolist()
-            reports = [unit.report() for unit in units]
-            gone = [0] * batch
+            reports = [unit.report() for unit in self._last.units]
+            lengths = [[int(n), int(n)] for n in self._last.valid]
             for unit in reports:
-                gone[unit.sample] += unit.total - unit.kept
+                lengths[unit.sample][1] -= unit.total - unit.kept
             known = {
                 "units": reports,
-                "lengths": [(int(n), int(n) - less) for n, less in zip(real, gone, strict=True)],
-                "selection_ms": elapsed,
+                "lengths": [tuple(pair) for pair in lengths],
+                "selection_ms": self._last.elapsed,
                 "shape": self.parts.decoder_shape(),
             }
         text = " + ".join(f"{policy!r}" for policy in self.policies)
@@ -165,7 +178,7 @@ class ProjectorStage:
         units = self._units(call, kwargs)
         call.wanted = budgets_remove(self.policies, units)
         if not call.wanted:
-            self._last = (units, call, None)
+            self._record(units, call, None)
             return None
         batch, length = x.shape[:2]
         mask = call.mask if call.mask is None else call.mask[:, -length:].to(x.device).bool()
@@ -199,7 +212,7 @@ class ProjectorStage:
         if cache is not None:
             call.note(cache)
         call.cut = True
-        self._last = (units, call, elapsed)
+        self._record(units, call, elapsed)
         return args, short
 
     def after_decoder(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -282,6 +295,13 @@ class ProjectorStage:
         valid = torch.cat([before, cut.valid & cut.take(real, 1)], 1)
         removed = cut.removed + (0 if state is None else state.removed)
         attach(cache, CacheState(self.life, valid, removed, all_valid or bool(valid.all()), shift))
+
+    def _record(self, units: list[UnitState], call: Call, elapsed: float | None) -> None:
+        batch, length = call.visual.shape
+        valid = [length] * batch if call.mask is None else call.mask[:, -length:].sum(1)
+        for unit in units:
+            unit.encoder = None
+        self._last = Outcome(units, valid, elapsed)
 
     def _clock(self, x: Tensor) -> float | None:
         if not self.timing:

@@ -1,0 +1,27 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+IMAGE ?=
+QUESTION ?=
+
+.PHONY: demo test lint clean
+
+# Everything `demo`, `test` and `lint` need, once. matplotlib and easy-vqa draw pictures and check the embedded model.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable ".[test]" matplotlib easy-vqa
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python demos/demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUESTION),--question "$(QUESTION)")
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,204 @@
+import re
+
+import pytest
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from tokenprune import cli
+from tokenprune.errors import InputError, InvalidArgumentError, UnsupportedModelError
+from tokenprune.registry import list_policies
+
+QUESTION = "what color is the star?"
+
+
+@pytest.fixture
+def call():
+    def invoke(*arguments):
+        return CliRunner().invoke(cli.app, [str(one) for one in arguments], env={"COLUMNS": "200"})
+
+    return invoke
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (90, 60), "navy").save(path)
+    return path
+
+
+@pytest.fixture
+def run(call, tiny_checkpoint, picture):
+    """`tokenprune run` on a working model, picture and question, all of which later options override."""
+
+    def invoke(*options):
+        given = {"--model": tiny_checkpoint, "--image": picture, "--prompt": QUESTION, "--max-new-tokens": 2}
+        left = [one for name, value in given.items() if name not in options for one in (name, value)]
+        return call("run", *left, *options)
+
+    return invoke
+
+
+def assert_one_sentence(result, *words):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.endswith(".\n")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_list_names_every_policy_with_stage_needs_and_purpose(call):
+    result = call("list")
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()[1:] if not line.startswith(" ")}
+    assert sorted(rows) == list_policies()
+    assert re.search(r"cdpruner +projector +features, text +Conditional diversity", rows["cdpruner"])
+    assert re.search(r"uniform +projector +nothing +Tokens at evenly", rows["uniform"])
+
+
+def test_list_takes_a_wildcard(call):
+    assert "divprune" in call("list", "div*").stdout
+    assert "cdpruner" not in call("list", "div*").stdout
+    assert_one_sentence(call("list", "zzz*"), "pattern='zzz*'", "divprune")
+
+
+@pytest.mark.parametrize("name", list_policies())
+def test_show_has_fields_stage_needs_and_cost(call, name):
+    result = call("show", name)
+    assert result.exit_code == 0
+    for word in ("keep", "per", "rounding", "stage  projector", "needs", "cost"):
+        assert word in result.stdout
+
+
+def test_show_tells_formula_source_defaults_and_meaning(call):
+    text = call("show", "cdpruner").stdout
+    for word in ("L_ij = r_i S_ij r_j", "arXiv 2506.10967", "Differs from the released code", "TextRelevance()"):
+        assert word in text
+    assert re.search(r"theta +float \| None +None +None, as released", text)
+    assert "[bold]" not in text
+
+
+def test_show_suggests_the_nearest_name(call):
+    assert_one_sentence(call("show", "cdprunner"), "did you mean 'cdpruner'?")
+
+
+@pytest.mark.parametrize(
+    ("options", "report"),
+    [
+        (("--policy", "divprune", "--keep", "64"), "kept 64/256 (25.0 %)"),
+        (("--policy", "cdpruner", "--keep", "0.11", "--set", "theta=0.5"), "kept 28/256 (10.9 %)"),
+        (("--policy", "random", "--keep", "0.1", "--set", "rounding=floor", "--set", "seed=3"), "kept 25/256 (9.8 %)"),
+        (("--policy", "uniform", "--keep", "9", "--positions", "compact"), "positions compact"),
+        (("--policy", "pool", "--keep", "16", "--dtype", "bfloat16"), "sequence 263 -> 23"),
+        (("--policy", "none"), "kept 256/256 (100.0 %)"),
+    ],
+)
+def test_run_prints_an_answer_and_the_report(run, options, report):
+    result = run(*options)
+    assert result.exit_code == 0, result.output
+    assert report in result.stdout
+    assert result.stdout.splitlines()[0]  # the answer
+
+
+def test_run_takes_several_images_and_a_budget_over_the_prompt(run, picture):
+    result = run("--image", picture, "--image", picture, "--per", "prompt", "--keep", "20", "--policy", "uniform")
+    assert result.exit_code == 0, result.output
+    assert "prompt 0  kept 20/512" in result.stdout
+
+
+def test_run_leaves_a_prompt_with_a_placeholder_as_it_is(run):
+    plain, given = run(), run("--prompt", f"<image> {QUESTION}")
+    assert given.exit_code == 0, given.output
+    assert [line for line in plain.stdout.splitlines() if "sequence" in line] == [
+        line for line in given.stdout.splitlines() if "sequence" in line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keep", "0"), ["keep=0 keeps no token"]),
+        (("--keep", "-1"), ["keep=-1"]),
+        (("--keep", "1.5"), ["keep=1.5 is not in (0, 1]"]),
+        (("--keep", "nan"), ["keep=nan"]),
+        (("--keep", "half"), ["keep='half' is no number"]),
+        (("--per", "tile"), ["per='tile' is not one of image, crop, frame, prompt"]),
+        (("--policy", "cdprunr"), ["policy='cdprunr'", "did you mean 'cdpruner'?"]),
+        (("--set", "thta=0.5"), ["--set thta=0.5 names no field", "did you mean 'theta'?"]),
+        (("--set", "theta"), ["has no '='"]),
+        (("--set", "theta=2"), ["theta=2 is not in (0, 1)"]),
+        (("--set", "theta=warm"), ["theta='warm' is a str", "float | None"]),
+        (("--set", "relevance=clip"), ["relevance='clip' is a str"]),
+        (("--set", "rounding=flor"), ["rounding='flor'", "did you mean 'floor'?"]),
+        (("--positions", "compat"), ["positions='compat'", "did you mean 'compact'?"]),
+        (("--dtype", "float23"), ["dtype='float23'", "float32"]),
+        (("--device", "cuda:99"), ["device='cuda:99' cannot be used"]),
+        (("--prompt", "  "), ["prompt='' is empty"]),
+        (("--prompt", "<image> <image> what?"), ["2 times '<image>' for 1 images"]),
+        (("--model", "no/such-model"), ["model='no/such-model' is neither a folder here nor a model"]),
+    ],
+)
+def test_run_answers_bad_input_with_one_sentence(run, options, words):
+    assert_one_sentence(run(*options), *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("missing", "is no file"),
+        ("folder", "is no file"),
+        ("truncated", "cannot be decoded"),
+        ("text", "is not an image"),
+        ("empty", "is not an image"),
+    ],
+)
+def test_run_answers_a_bad_image_with_one_sentence(run, broken_images, name, words):
+    assert_one_sentence(run("--image", broken_images[name]), str(broken_images[name]), words)
+
+
+def test_run_refuses_a_folder_without_a_checkpoint(run, tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name in ("bare", "broken"):
+        assert_one_sentence(run("--model", tmp_path / name), name, "holds no loadable checkpoint")
+
+
+def test_run_refuses_a_text_only_model(run, tmp_path):
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8, pad_token_id=0
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "text-only")
+    assert_one_sentence(run("--model", tmp_path / "text-only"), "is a 'llama', which takes no images")
+
+
+class Processor:
+    def __init__(self, image_token="<image>", chat_template=None):
+        self.image_token, self.chat_template = image_token, chat_template
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        assert add_generation_prompt
+        (message,) = messages
+        return message["role"] + ":" + "".join(part.get("text", f"<{part['type']}>") for part in message["content"])
+
+
+def test_a_prompt_gets_its_placeholders():
+    assert cli.with_images(Processor(), "why?", 2) == "<image><image>\nwhy?"
+    assert cli.with_images(Processor(), "<image> why?", 1) == "<image> why?"
+    assert cli.with_images(Processor(chat_template="{}"), "why?", 2) == "user:<image><image>why?"
+    with pytest.raises(InputError, match="1 times '<image>' for 2 images"):
+        cli.with_images(Processor(), "<image> why?", 2)
+    with pytest.raises(UnsupportedModelError, match="neither a chat template nor an image token"):
+        cli.with_images(Processor(image_token=None), "why?", 1)
+
+
+def test_numbers_and_assignments():
+    assert [cli.number(text) for text in ("64", "0.5", "1", "1.0")] == [64, 0.5, 1, 1.0]
+    assert type(cli.number("1")) is int
+    assert type(cli.number("1.0")) is float
+    assert cli.assignment("a=[1, 2]") == ("a", [1, 2])
+    assert cli.assignment("a=b=c") == ("a", "b=c")
+    with pytest.raises(InvalidArgumentError):
+        cli.assignment("a")
