@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ..errors import InvalidArgumentError
 from ..ops import average_by_source, even_points, points_on_grid, sources_on_grid
 from ..registry import register
 from ..tokens import Selection, VisualTokens
@@ -49,6 +50,11 @@ class Random(ProjectorPolicy):
     seed: int = 0
     needs: ClassVar = frozenset()
     cost: ClassVar = "one permutation of N on the CPU"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise InvalidArgumentError(f"seed={self.seed!r} is not an int in [0, 2**31): give such a seed.")
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         n, generator, order = tokens.shape[1], torch.Generator(), []

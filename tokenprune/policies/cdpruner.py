@@ -46,7 +46,7 @@ class CDPruner(ProjectorPolicy):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.theta is not None and not 0.0 < self.theta < 1.0:
+        if self.theta is not None and not (isinstance(self.theta, float) and 0.0 < self.theta < 1.0):
             raise InvalidArgumentError(f"theta={self.theta!r} is not in (0, 1): give such a float, or None for off.")
         if not callable(self.relevance):
             raise InvalidArgumentError(

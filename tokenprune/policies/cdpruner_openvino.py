@@ -48,7 +48,7 @@ class CDPrunerOpenVINO(ProjectorPolicy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0.0 <= self.relevance_weight <= 1.0:
+        if not isinstance(self.relevance_weight, (int, float)) or not 0.0 <= self.relevance_weight <= 1.0:
             raise InvalidArgumentError(
                 f"relevance_weight={self.relevance_weight!r} is not in [0, 1]: give such a float."
             )

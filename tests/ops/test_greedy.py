@@ -1,0 +1,124 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenprune.ops import greedy, greedy_dpp, greedy_max_min, nearest_other, top_k, unit_norm
+
+SEEDS = st.integers(0, 2**32 - 1)
+few = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def dpp(kernel, k, **kwargs):
+    """greedy_dpp on explicit [G, N, N] kernels."""
+    units = torch.arange(len(kernel))
+    return greedy_dpp(lambda j: kernel[units, j], kernel.diagonal(dim1=1, dim2=2), k, **kwargs)
+
+
+def test_top_k_takes_the_lowest_index_among_equals():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float16)
+    assert top_k(scores, 4).tolist() == [[1, 2, 4, 3], [0, 1, 2, 3]]
+    many = torch.arange(5000) % 2  # short rows are sorted stably in any case
+    assert top_k(many[None], 2500).tolist() == [list(range(1, 5000, 2))]
+
+
+@pytest.mark.parametrize("elements", [1, 60, 130, 10**6])
+def test_nearest_other_in_blocks_equals_dense(monkeypatch, elements):
+    monkeypatch.setattr(greedy, "BLOCK_ELEMENTS", elements)
+    x = unit_norm(randn(3, 20, 6))
+    dense = x @ x.mT
+    dense.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    torch.testing.assert_close(nearest_other(x), dense.amax(-1))
+
+
+def test_nearest_other_of_a_single_token_is_minus_infinity():
+    assert nearest_other(torch.ones(1, 1, 4)).tolist() == [[-torch.inf]]
+
+
+def naive_max_min_value(x, chosen, candidate):
+    """Smallest distance of a candidate to those chosen; for the first pick, to any other token. Float64."""
+    others = chosen or [i for i in range(len(x)) if i != candidate]
+    return min(float(1 - x[candidate] @ x[i]) for i in others)
+
+
+@few
+@given(seed=SEEDS, n=st.integers(2, 9), d=st.integers(2, 5), data=st.data())
+def test_max_min_matches_a_naive_float64_greedy(seed, n, d, data):
+    k = data.draw(st.integers(1, n))
+    x = randn(n, d, seed=seed, dtype=torch.float64)
+    x = x / x.norm(dim=-1, keepdim=True)
+    order = greedy_max_min(x.float()[None], k)[0].tolist()
+    assert len(set(order)) == k
+    for t, pick in enumerate(order):
+        best = max(naive_max_min_value(x, order[:t], i) for i in range(n) if i not in order[:t])
+        assert naive_max_min_value(x, order[:t], pick) >= best - 1e-6
+
+
+def test_max_min_first_pick_can_be_given():
+    x = unit_norm(randn(2, 8, 3))
+    assert greedy_max_min(x, 3, first=torch.tensor([5, 2]))[:, 0].tolist() == [5, 2]
+
+
+def test_max_min_ties_go_to_the_lowest_index():
+    axes = torch.eye(4)  # every pair at distance 1
+    assert greedy_max_min(axes[None], 4).tolist() == [[0, 1, 2, 3]]
+
+
+def test_max_min_answers_the_lowest_remaining_index_once_only_duplicates_are_left():
+    x = torch.eye(2)[[0, 0, 1, 0, 1]]
+    # every token has a twin, so it starts at 0; then the first token of the other direction; then what is left
+    assert greedy_max_min(x[None], 5).tolist() == [[0, 2, 1, 3, 4]]
+
+
+@few
+@given(seed=SEEDS, n=st.integers(1, 6), data=st.data())
+def test_dpp_matches_a_brute_force_float64_greedy_determinant(seed, n, data):
+    k = data.draw(st.integers(1, n))
+    factor = randn(n, n + 2, seed=seed, dtype=torch.float64)
+    kernel = factor @ factor.T
+    order = dpp(kernel.float()[None], k)[0].tolist()
+    assert len(set(order)) == k
+
+    def determinant(subset):
+        return float(torch.linalg.det(kernel[subset][:, subset]))
+
+    for t in range(k):
+        best = max(determinant([*order[:t], i]) for i in range(n) if i not in order[:t])
+        assert determinant(order[: t + 1]) >= best * (1 - 1e-4)
+
+
+def test_dpp_ties_go_to_the_lowest_index():
+    assert dpp(torch.eye(5)[None], 4).tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_dpp_beyond_the_rank_continues_with_the_highest_diagonal(rank):
+    x = unit_norm(randn(1, 12, rank)) * torch.linspace(1, 2, 12)[:, None]
+    kernel = x @ x.mT
+    order = dpp(kernel, 12)[0].tolist()
+    assert sorted(order) == list(range(12))
+    independent = x[0, order[:rank]].double()
+    assert torch.linalg.matrix_rank(independent) == rank
+    rest = [i for i in range(11, -1, -1) if i not in order[:rank]]  # the diagonal grows with the index
+    assert order[rank:] == rest
+
+
+def test_dpp_of_a_zero_kernel_is_the_lowest_indices():
+    assert dpp(torch.zeros(1, 5, 5), 3).tolist() == [[0, 1, 2]]
+
+
+def test_dpp_eps_only_shifts_the_pivots():
+    x = unit_norm(randn(1, 30, 16))
+    assert dpp(x @ x.mT, 8, eps=1e-6).tolist() == dpp(x @ x.mT, 8).tolist()
+
+
+@pytest.mark.parametrize("select", ["max_min", "dpp"])
+@pytest.mark.parametrize("k", [1, 5, 11])
+def test_units_of_a_batch_do_not_meet(select, k):
+    x = unit_norm(randn(4, 11, 7))
+    run = (lambda x: greedy_max_min(x, k)) if select == "max_min" else (lambda x: dpp(x @ x.mT, k))
+    assert run(x).tolist() == [run(x[i : i + 1])[0].tolist() for i in range(4)]
