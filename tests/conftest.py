@@ -7,10 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: n
 import pytest
 import torch
 from PIL import Image
-from tokenprune.eval.shapes.language import processor
-from tokenprune.eval.shapes.modeling import build
 
 from tokenprune import ProjectorPolicy, Selection
+from tokenprune.eval.shapes.language import processor
+from tokenprune.eval.shapes.modeling import build
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 

@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -116,6 +117,23 @@ def test_run_leaves_a_prompt_with_a_placeholder_as_it_is(run):
     ]
 
 
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %} is there ?"
+)
+
+
+@pytest.mark.parametrize("start", ["", "<bos>"])
+def test_run_uses_the_chat_template_and_one_begin_token(run, tiny_checkpoint, tmp_path, start):
+    folder = tmp_path / "chat"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "chat_template.jinja").write_text(start + TEMPLATE)
+    result = run("--model", folder)
+    assert result.exit_code == 0, result.output
+    assert "sequence 266 -> 74" in result.stdout  # <bos>, 256 patches, 6 words of the question, 3 of the template
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -178,8 +196,8 @@ class Processor:
     def __init__(self, image_token="<image>", chat_template=None):
         self.image_token, self.chat_template = image_token, chat_template
 
-    def apply_chat_template(self, messages, add_generation_prompt):
-        assert add_generation_prompt
+    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+        assert (add_generation_prompt, tokenize) == (True, False)
         (message,) = messages
         return message["role"] + ":" + "".join(part.get("text", f"<{part['type']}>") for part in message["content"])
 

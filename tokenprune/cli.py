@@ -135,7 +135,9 @@ def run(
     with wrap(loaded, pruning, positions=positions, tokenizer=tokenizer, timing=True) as handle:
         text = with_images(processor, prompt, len(pictures))
         handle.instruction = None if text == prompt else prompt
-        inputs = processor(text=[text], images=pictures, return_tensors="pt").to(loaded.device, dtype=loaded.dtype)
+        begun = text.startswith(getattr(tokenizer, "bos_token", None) or "\0")  # by the chat template
+        inputs = processor(text=[text], images=pictures, return_tensors="pt", add_special_tokens=not begun)
+        inputs = inputs.to(loaded.device, dtype=loaded.dtype)
         generated = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         report = handle.report()
     answer = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
@@ -185,9 +187,10 @@ def make_policy(name: str, fields: dict[str, Any]) -> Policy:
             hint = nearest(field, known) or f": its fields are {', '.join(known)}"
             raise InvalidArgumentError(f"--set {field}={value} names no field of {name!r}{hint}.")
         if not _plain(types[field], value):
+            wanted = inspect.formatannotation(types[field])
             raise InvalidArgumentError(
-                f"--set {field}={value!r} is a {type(value).__name__}, and the field takes {_type_name(types[field])}: "
-                "give such a value, or wrap the model in Python."
+                f"--set {field}={value!r} is a {type(value).__name__}, the field takes {wanted}: give such a value, "
+                "or wrap the model in Python."
             )
     return cls(**fields)
 
@@ -246,7 +249,9 @@ def with_images(processor: Any, prompt: str, images: int) -> str:
         return prompt
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
     if not placeholder:
         raise UnsupportedModelError(
             f"the processor {type(processor).__name__} has neither a chat template nor an image token: use the model's "
@@ -282,13 +287,8 @@ def _plain(hint: Any, value: Any) -> bool:
     """Whether a value from the command line fits a field; none fits a field that takes an object or a function."""
     if typing.get_origin(hint) is typing.Literal:
         return isinstance(value, str)  # the policy itself suggests the nearest
-    options = typing.get_args(hint) or (hint,)
-    plain = [option for option in options if option in (int, float, bool, str, type(None))]
+    plain = [option for option in typing.get_args(hint) or (hint,) if option in (int, float, bool, str, type(None))]
     return type(value) in plain or (type(value) is int and float in plain)
-
-
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", None) or str(hint)
 
 
 def _line(error: BaseException) -> str:
