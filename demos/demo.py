@@ -82,6 +82,7 @@ class Asker:
     """One picture and question, encoded once, answered under any policy."""
 
     def __init__(self, model, processor, task: Task, repeats: int):
+        shapes.check_takes_features(model)
         self.model, self.processor, self.repeats = model, processor, repeats
         inputs = processor(text=[shapes.prompt(task.question)], images=[task.image], return_tensors="pt")
         pixels = inputs.pop("pixel_values").to(model.dtype)

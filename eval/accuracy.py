@@ -60,6 +60,7 @@ def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy]]:
 
 def encoded(model, processor, samples: list[shapes.Sample]) -> Iterator[Batch]:
     """Batches with their images through the tower and the projector."""
+    shapes.check_takes_features(model)
     for start in range(0, len(samples), BATCH):
         some = samples[start : start + BATCH]
         text = [shapes.prompt(one.question.text) for one in some]
