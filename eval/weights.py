@@ -17,12 +17,16 @@ from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 
-from .. import CDPruner, DivPrune, Policy, Random, Uniform, wrap
+from .. import Policy, wrap
 from ..ops import unit_norm
 from . import shapes
-from .accuracy import KEEPS, Batch, encoded, first_words
+from .accuracy import KEEPS, Batch, configurations, encoded, first_words
 
-POLICIES: dict[str, type[Policy]] = {"cdpruner": CDPruner, "divprune": DivPrune, "uniform": Uniform, "random": Random}
+
+def subset_policies() -> dict[str, Policy]:
+    """Rows of the accuracy table that keep tokens as they are; averaged ones have weights of their own."""
+    rows = configurations(shapes.load_clip(), seeds=1)
+    return {name: several[0] for name, several in rows.items() if name != "pool"}
 
 
 def cluster_sizes(features: Tensor, kept: Tensor) -> Tensor:
@@ -56,10 +60,11 @@ def measure(scenes: int) -> dict:
     batches = list(encoded(model, processor, list(shapes.held_out(scenes))))
     asked = sum(len(batch.samples) for batch in batches)
     on_objects = [torch.from_numpy(one.scene.owner).flatten() >= 0 for batch in batches for one in batch.samples]
-    rows, runs = [], [(name, keep) for name in POLICIES for keep in KEEPS]
+    policies, rows = subset_policies(), []
+    runs = [(name, keep) for name in policies for keep in KEEPS]
     for name, keep in track(runs, "answering", console=Console(stderr=True)):
         right, objects, kept = {"plain": 0, "weighted": 0}, 0, 0
-        with wrap(model, POLICIES[name](), keep=keep) as handle:
+        with wrap(model, policies[name], keep=keep) as handle:
             chosen = []
             for batch in batches:
                 first_words(model, batch, handle)
@@ -82,7 +87,7 @@ def table(result: dict) -> str:
     """Markdown: plain and weighted accuracy, and the share of kept tokens that lie on objects."""
     by = {(row["policy"], row["keep"]): row for row in result["rows"]}
     lines = ["| policy | " + " | ".join(f"{keep:.0%}" for keep in KEEPS) + " |", "|---|" + "---:|" * len(KEEPS)]
-    for name in POLICIES:
+    for name in dict.fromkeys(name for name, _ in by):
         cells = []
         for keep in KEEPS:
             row = by[name, keep]

@@ -48,13 +48,24 @@ def tiny_checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def broken_images(tmp_path):
-    """name -> path of files that are no usable image."""
-    whole = tmp_path / "whole.png"
-    Image.effect_noise((64, 64), 50).convert("RGB").save(whole)
-    paths = {name: tmp_path / f"{name}.png" for name in ("missing", "truncated", "text", "empty")}
-    paths["truncated"].write_bytes(whole.read_bytes()[:2000])
-    paths["text"].write_text("not an image")
-    paths["empty"].touch()
-    return paths | {"folder": tmp_path}
+BROKEN = {
+    "missing": "is no file",
+    "folder": "is no file",
+    "truncated": "cannot be decoded",
+    "text": "is not an image",
+    "empty": "is not an image",
+}
+
+
+@pytest.fixture(params=BROKEN)
+def broken_image(request, tmp_path):
+    """(path that is no usable image, what the error about it has to say)"""
+    path = tmp_path / f"{request.param}.png"
+    if request.param == "folder":
+        path.mkdir()
+    elif request.param == "truncated":
+        Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif request.param != "missing":
+        path.write_text("not an image" if request.param == "text" else "")
+    return path, BROKEN[request.param]

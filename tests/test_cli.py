@@ -162,18 +162,9 @@ def test_run_answers_bad_input_with_one_sentence(run, options, words):
     assert_one_sentence(run(*options), *words)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("missing", "is no file"),
-        ("folder", "is no file"),
-        ("truncated", "cannot be decoded"),
-        ("text", "is not an image"),
-        ("empty", "is not an image"),
-    ],
-)
-def test_run_answers_a_bad_image_with_one_sentence(run, broken_images, name, words):
-    assert_one_sentence(run("--image", broken_images[name]), str(broken_images[name]), words)
+def test_run_answers_a_bad_image_with_one_sentence(run, broken_image):
+    path, words = broken_image
+    assert_one_sentence(run("--image", path), str(path), words)
 
 
 def test_run_refuses_a_folder_without_a_checkpoint(run, tmp_path):

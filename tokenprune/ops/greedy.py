@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # A residual below this share of a token's own weight is float32 noise: the token lies in the span of those chosen.
-RESIDUAL_FLOOR = 1e-5
+RESIDUAL_FLOOR = 1e-6
 # Elements of the largest block of similarities held at once (64 MiB of float32).
 BLOCK_ELEMENTS = 2**24
 

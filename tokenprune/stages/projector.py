@@ -146,7 +146,7 @@ class ProjectorStage:
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         self._continue_cache(given)
         self._local.call = None
-        present = modalities(given) if self.enabled else []
+        present = self._modalities(given)
         if present:
             if any(given.get(PIXELS[name]) is not None for name in present):
                 self._local.tower, self._local.tower_done = [], False  # the tower runs inside this forward
@@ -238,12 +238,16 @@ class ProjectorStage:
 
     # Parts of the above
 
+    def _modalities(self, given: dict[str, Any]) -> list[str]:
+        """Modalities of this call that are to be pruned."""
+        present = modalities(given) if self.enabled else []
+        return [name for name in present if self.parts.placeholder(name) is not None]
+
     def _continue_cache(self, given: dict[str, Any]) -> None:
         """Translate mask and positions of a call that continues a pruned cache, or fills a static one, in place."""
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         state = state_of(cache)
-        pruning = self.enabled and not self.keeps_all and bool(modalities(given))
-        if state is None and not pruning:
+        if state is None and (self.keeps_all or not self._modalities(given)):
             return
         segment = _segment(given)
         batch, new = segment.shape[:2]
