@@ -60,7 +60,6 @@ def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy]]:
 
 def encoded(model, processor, samples: list[shapes.Sample]) -> Iterator[Batch]:
     """Batches with their images through the tower and the projector."""
-    shapes.check_takes_features(model)
     for start in range(0, len(samples), BATCH):
         some = samples[start : start + BATCH]
         text = [shapes.prompt(one.question.text) for one in some]
@@ -76,7 +75,8 @@ def first_words(model, batch: Batch, handle: Handle | None = None) -> torch.Tens
     inputs = dict(batch.inputs)
     if handle is not None and "instruction" in handle.policies[0].needs:
         handle.instruction = [one.question.text for one in batch.samples]
-    if handle is not None and "encoder" in handle.policies[0].needs:
+    looks_inside = handle is not None and "encoder" in handle.policies[0].needs
+    if looks_inside or not shapes.takes_features(model):
         inputs["pixel_values"] = batch.pixels
     else:
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(batch.features))}

@@ -292,6 +292,17 @@ class TestInstruction:
             model(**inputs, mm_encoder_outputs=encoded)
             assert handle.report().kept == 4
 
+    @pytest.mark.skipif(not PRE_ENCODES, reason="this transformers takes no pre-encoded images")
+    def test_features_encoded_while_disabled_take_no_older_ones(self):
+        model, inputs = LLAVA.model(), LLAVA.inputs()
+        with tokenprune.wrap(model, tokenprune.CDPruner(keep=4, relevance=spy([], {"encoder", "features"}))) as handle:
+            model(**inputs)
+            handle.enabled = False
+            encoded = {"image": model.get_image_features(inputs.pop("pixel_values"), return_dict=True)}
+            handle.enabled = True
+            with pytest.raises(errors.UnsupportedPolicyError, match="pass pixel_values"):
+                model(**inputs, mm_encoder_outputs=encoded)
+
 
 def spy(seen, needs):
     def relevance(tokens):

@@ -6,7 +6,7 @@ Everything is loaded on first use, so that importing this package costs nothing.
 from importlib import import_module
 
 _HOMES = {
-    "inference": ("CHECKPOINT", "answer", "check_takes_features", "load", "load_clip", "prompt"),
+    "inference": ("CHECKPOINT", "answer", "load", "load_clip", "prompt", "takes_features"),
     "heldout": ("Sample", "easy_vqa", "held_out"),
     "evaluate": ("accuracy",),
 }

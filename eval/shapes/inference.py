@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
@@ -17,7 +16,6 @@ from transformers import (
     ProcessorMixin,
 )
 
-from ...errors import UnsupportedModelError
 from .language import PROMPT
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -43,17 +41,9 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def check_takes_features(model: PreTrainedModel) -> None:
-    """Encoding an image once for many answers needs a transformers whose models take encoded images.
-
-    Raises:
-        UnsupportedModelError: this one does not.
-    """
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedModelError(
-            f"transformers {transformers.__version__} takes no encoded images (mm_encoder_outputs), which this needs "
-            "to encode each only once: upgrade transformers."
-        )
+def takes_features(model: PreTrainedModel) -> bool:
+    """Whether this transformers takes encoded images (`mm_encoder_outputs`), so that each needs encoding only once."""
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
 def prompt(question: str) -> str:

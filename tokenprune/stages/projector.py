@@ -132,6 +132,7 @@ class ProjectorStage:
     def after_tower(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """`generate` may encode images before the outer module is called, so this is not tied to a call."""
         if not self.enabled:
+            self._local.tower = []  # what was captured before is not about these images
             return
         if getattr(self._local, "tower_done", True):
             self._local.tower, self._local.tower_done = [], False
