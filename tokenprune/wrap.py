@@ -32,7 +32,6 @@ class Handle:
 
     def __init__(self, stage: ProjectorStage):
         self._stage = stage
-        self._removed = False
 
     @property
     def enabled(self) -> bool:
@@ -60,8 +59,7 @@ class Handle:
 
     def remove(self) -> None:
         """Take all hooks off. Calling it again does nothing."""
-        if not self._removed:
-            self._removed = True
+        if self._stage.life.alive:
             self._stage.remove()
             _forget_compiled_code()
 
@@ -72,7 +70,7 @@ class Handle:
         self.remove()
 
     def __repr__(self) -> str:
-        state = "removed" if self._removed else "on" if self.enabled else "off"
+        state = "removed" if not self._stage.life.alive else "on" if self.enabled else "off"
         policies = " + ".join(map(repr, self._stage.policies))
         return f"Handle({type(self._stage.parts.model).__name__}, {policies}, {state})"
 

@@ -1,6 +1,6 @@
 """Pure tensor functions: no model, no state. Batched over G units, in float32, free of host synchronisation."""
 
-from .greedy import greedy_dpp, greedy_max_min, nearest_other, top_k
+from .greedy import greedy_dpp, greedy_max_min, nearest_other, similarity_row, top_k
 from .grid import even_points, interleave_crops, points_on_grid, sources_on_grid
 from .merge import average_by_source
 from .normalise import min_max, unit_norm
@@ -16,6 +16,7 @@ __all__ = [
     "min_max",
     "nearest_other",
     "points_on_grid",
+    "similarity_row",
     "sources_on_grid",
     "top_k",
     "unit_norm",

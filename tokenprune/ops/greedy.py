@@ -27,6 +27,11 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(values.shape[0], device=values.device), index]
 
 
+def similarity_row(x: Tensor, j: Tensor) -> Tensor:
+    """[G, N] x_i . x_j of every token with the one at index j [G] of its unit; x: [G, N, D]."""
+    return torch.einsum("gnd,gd->gn", x, _pick(x, j))
+
+
 def nearest_other(x: Tensor) -> Tensor:
     """[G, N] largest cosine of every token with any other token of its unit; x: [G, N, D] unit vectors.
 
@@ -60,7 +65,7 @@ def greedy_max_min(x: Tensor, k: int, *, first: Tensor | None = None) -> Tensor:
         first = nearest_other(x).argmin(-1)
     order, distance = [first], torch.full(x.shape[:2], torch.inf, device=x.device)
     for _ in range(k - 1):
-        distance = torch.minimum(distance, 1.0 - torch.einsum("gnd,gd->gn", x, _pick(x, order[-1])))
+        distance = torch.minimum(distance, 1.0 - similarity_row(x, order[-1]))
         distance.scatter_(1, order[-1][:, None], -torch.inf)
         order.append(distance.argmax(-1))
     return torch.stack(order, 1)

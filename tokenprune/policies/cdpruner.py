@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..ops import greedy_dpp, min_max, unit_norm
+from ..ops import greedy_dpp, min_max, similarity_row, unit_norm
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import ProjectorPolicy
@@ -64,7 +64,6 @@ class CDPruner(ProjectorPolicy):
             r = torch.exp(r * (self.theta / (2 * (1 - self.theta))))
 
         def row(j: Tensor) -> Tensor:
-            unit = torch.arange(len(j), device=j.device)
-            return r[unit, j, None] * torch.einsum("gnd,gd->gn", x, x[unit, j]) * r
+            return r.gather(1, j[:, None]) * similarity_row(x, j) * r
 
         return Selection.subset(greedy_dpp(row, r * r * (x * x).sum(-1), k), scores=r)

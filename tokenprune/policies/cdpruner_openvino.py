@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..budget import Rounding
 from ..errors import InvalidArgumentError
-from ..ops import greedy_dpp
+from ..ops import greedy_dpp, similarity_row
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import ProjectorPolicy
@@ -71,7 +71,6 @@ class CDPrunerOpenVINO(ProjectorPolicy):
         r, w = (q - low) / (high - low + EPS), self.relevance_weight
 
         def row(j: Tensor) -> Tensor:
-            unit = torch.arange(len(j), device=j.device)
-            return torch.einsum("gnd,gd->gn", x, x[unit, j]) * ((1 - w) + w * r[unit, j, None] * r)
+            return similarity_row(x, j) * ((1 - w) + w * r.gather(1, j[:, None]) * r)
 
         return greedy_dpp(row, x.square().sum(-1) * ((1 - w) + w * r * r), k, eps=EPS), r

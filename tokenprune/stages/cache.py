@@ -51,6 +51,11 @@ class CacheState:
         if self.shift is not None:
             self.shift = function(self.shift)
 
+    def valid_slots(self, past: int, new: int = 0) -> Tensor:
+        """[B, past + new] bool: `valid` as far as the cache is filled (less after a crop), True for what came later."""
+        covered = self.valid[:, :past]
+        return torch.cat([covered, covered.new_ones(covered.shape[0], past - covered.shape[1] + new)], 1)
+
     def physical_mask(self, mask: Tensor | None, past: int, new: int) -> Tensor | None:
         """The mask [B, past + new] over cache slots that stands for a logical mask [B, T], or None if all are valid.
 
@@ -60,11 +65,7 @@ class CacheState:
             new: tokens of this call.
         """
         if mask is None:
-            if self.all_valid:
-                return None
-            covered = self.valid[:, :past]
-            fresh = covered.new_ones(covered.shape[0], past - covered.shape[1] + new)
-            return torch.cat([covered, fresh], 1).long()
+            return None if self.all_valid else self.valid_slots(past, new).long()
         valid = self.valid.to(mask.device, mask.dtype)
         if mask.shape[1] >= self.logical:
             return torch.cat([valid, mask[:, self.logical :]], 1)

@@ -88,7 +88,8 @@ def shorten_inputs(kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, pa
         UnsupportedModelError: a mask of a kind that cannot be cut (flex attention's block masks given ready-made).
     """
     batch, length = kwargs["inputs_embeds"].shape[:2]
-    short = {name: _shorten(value, cut, batch, length) for name, value in kwargs.items() if name != "attention_mask"}
+    others = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "position_ids")}
+    short = {name: _shorten(value, cut, batch, length) for name, value in others.items()}
     short["position_ids"] = cut.take(position_ids, -1)
     mask = kwargs.get("attention_mask")
     if mask is None:

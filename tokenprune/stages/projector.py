@@ -145,9 +145,10 @@ class ProjectorStage:
 
     def before_outer(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        self._continue_cache(given)
+        present = modalities(given) if self.enabled else []
+        present = [name for name in present if self.parts.placeholder(name) is not None]
+        self._continue_cache(given, fills=bool(present) and not self.keeps_all)
         self._local.call = None
-        present = self._modalities(given)
         if present:
             if any(given.get(PIXELS[name]) is not None for name in present):
                 self._local.tower, self._local.tower_done = [], False  # the tower runs inside this forward
@@ -182,8 +183,9 @@ class ProjectorStage:
             self._record(units, call, None)
             return None
         batch, length = x.shape[:2]
-        mask = call.mask if call.mask is None else call.mask[:, -length:].to(x.device).bool()
-        real = mask if mask is not None else torch.ones(batch, length, dtype=torch.bool, device=x.device)
+        mask = call.segment_mask
+        mask = torch.ones(batch, length) if mask is None else mask
+        real = mask.to(x.device).bool()
         keep = real | (real.cumsum(1) > 0)  # left padding can always go
         for unit in units:
             keep[unit.sample, unit.slots] = False
@@ -239,16 +241,15 @@ class ProjectorStage:
 
     # Parts of the above
 
-    def _modalities(self, given: dict[str, Any]) -> list[str]:
-        """Modalities of this call that are to be pruned."""
-        present = modalities(given) if self.enabled else []
-        return [name for name in present if self.parts.placeholder(name) is not None]
+    def _continue_cache(self, given: dict[str, Any], *, fills: bool) -> None:
+        """Translate mask and positions of a call that continues a pruned cache, or fills a static one, in place.
 
-    def _continue_cache(self, given: dict[str, Any]) -> None:
-        """Translate mask and positions of a call that continues a pruned cache, or fills a static one, in place."""
+        Args:
+            fills: this call brings visual tokens that are to be pruned.
+        """
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         state = state_of(cache)
-        if state is None and (self.keeps_all or not self._modalities(given)):
+        if state is None and not fills:
             return
         segment = _segment(given)
         batch, new = segment.shape[:2]
@@ -290,8 +291,7 @@ class ProjectorStage:
         if call.mask is not None:
             before = call.mask[:, :past].to(device).bool()
         elif state is not None:
-            before = state.valid[:, :past]
-            before = torch.cat([before, before.new_ones(batch, past - before.shape[1])], 1)
+            before = state.valid_slots(past)
         else:
             before = cut.valid.new_ones(batch, past)
         old_valid = state is None or state.all_valid
@@ -303,7 +303,7 @@ class ProjectorStage:
 
     def _record(self, units: list[UnitState], call: Call, elapsed: float | None) -> None:
         batch, length = call.visual.shape
-        valid = [length] * batch if call.mask is None else call.mask[:, -length:].sum(1)
+        valid = [length] * batch if call.mask is None else call.segment_mask.sum(1)
         for unit in units:
             unit.encoder = None
         self._last = Outcome(units, valid, elapsed)

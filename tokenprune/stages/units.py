@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ class UnitState:
         image: number of the image or video it was cut from.
         key: see `VisualTokens.keys`.
         slots: [n] long on the device, positions in the segment of the tokens still there, ascending.
-        place: [n] long on the device, their places in the unit as it was.
-        source: [total] long on the device, which of `slots` carries each original token, or -1.
         grid: of the tokens still there.
-        full_grid: of the unit as it was.
         encoder: [n, d_v] or None.
+        place: [n] long on the device, places of `slots` in the unit as it was.
+        source: [total] long on the device, which of `slots` carries each original token, or -1.
+        full_grid: of the unit as it was.
     """
 
     sample: int
@@ -37,11 +37,15 @@ class UnitState:
     image: int
     key: int
     slots: Tensor
-    place: Tensor
-    source: Tensor
     grid: Grid | None
-    full_grid: Grid | None
     encoder: Tensor | None = None
+    place: Tensor = field(init=False)
+    source: Tensor = field(init=False)
+    full_grid: Grid | None = field(init=False)
+
+    def __post_init__(self):
+        self.place = self.source = torch.arange(len(self.slots), device=self.slots.device)
+        self.full_grid = self.grid
 
     def report(self) -> UnitReport:
         place, source = self.place.cpu(), self.source.cpu()
@@ -83,7 +87,6 @@ def make_units(
             frames, kind, grid = grid[0], "frame", (1, *grid[1:])
         encoders = [None] * frames if item.encoder is None else item.encoder.chunk(frames)
         for frame, (slots, encoder) in enumerate(zip(item.slots.to(device).chunk(frames), encoders, strict=True)):
-            place = torch.arange(len(slots), device=device)
             units.append(
                 UnitState(
                     sample=item.sample,
@@ -92,10 +95,7 @@ def make_units(
                     image=number,
                     key=key + frame,
                     slots=slots,
-                    place=place,
-                    source=place,
                     grid=grid,
-                    full_grid=grid,
                     encoder=encoder,
                 )
             )
@@ -109,18 +109,14 @@ def _join_by_sample(units: list[UnitState]) -> list[UnitState]:
         groups.setdefault(unit.sample, []).append(unit)
     joined = []
     for group in groups.values():
-        first, slots = group[0], torch.cat([unit.slots for unit in group])
-        place = torch.arange(len(slots), device=slots.device)
+        first = group[0]
         joined.append(
             replace(
                 first,
                 unit=0,
                 kind="prompt",
-                slots=slots,
-                place=place,
-                source=place,
+                slots=torch.cat([unit.slots for unit in group]),
                 grid=first.grid if len(group) == 1 else None,
-                full_grid=first.grid if len(group) == 1 else None,
                 encoder=None if first.encoder is None else torch.cat([unit.encoder for unit in group]),
             )
         )

@@ -69,6 +69,12 @@ class Call:
         """[B, L] bool on the CPU"""
         return torch.stack(list(self.masks.values())).any(0)
 
+    @property
+    def segment_mask(self) -> Tensor | None:
+        """[B, L], the part of `mask` that is about this call's tokens"""
+        length = next(iter(self.masks.values())).shape[1]
+        return None if self.mask is None else self.mask[:, -length:]
+
 
 def modalities(kwargs: dict[str, Any]) -> list[str]:
     """Modalities this very call brings. A placeholder id that the model generated itself is no visual token."""
@@ -167,7 +173,7 @@ def keys_of(call: Call, items: list[Item]) -> list[int]:
         return [item.ordinal for item in items]
     ids, visual = ids.cpu(), call.visual
     text = ~visual
-    if call.mask is not None:
-        text &= call.mask[:, -ids.shape[1] :].cpu().bool()
+    if call.segment_mask is not None:
+        text &= call.segment_mask.cpu().bool()
     prompts = {sample: ids[sample][text[sample]].numpy().tobytes() for sample in {item.sample for item in items}}
     return [zlib.crc32(prompts[item.sample], item.ordinal) for item in items]
