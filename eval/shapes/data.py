@@ -9,7 +9,7 @@ import torch
 from . import easy
 from .language import EOS, WORDS
 from .modeling import ROW, VISUAL
-from .questions import COLOR_NAMES, KINDS, MARGIN, Question, ask
+from .questions import COLOR_NAMES, KINDS, MARGIN, Question, ask, unique
 from .scenes import SHAPES, SIZE, Item, Scene, scene, stream
 
 IDS = {word: i for i, word in enumerate(WORDS)}
@@ -91,8 +91,7 @@ def tour_row(drawn: Scene, rng: np.random.Generator) -> tuple[list[int], list[in
 def half_row(drawn: Scene, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Is an object in the left (upper) half of the image? A relation with the image in the place of one object."""
     axis, words = (("x", "left of"), ("y", "above"))[rng.integers(2)]
-    unique = [o for o in drawn.items if [p.shape for p in drawn.items].count(o.shape) == 1]
-    far = [o for o in unique if abs(getattr(o, axis) - SIZE / 2) >= MARGIN]
+    far = [o for o in unique(drawn.items, "shape") if abs(getattr(o, axis) - SIZE / 2) >= MARGIN]
     if not far:
         return caption_row(drawn, rng)
     item = far[rng.integers(len(far))]
@@ -169,11 +168,9 @@ class Batches:
 
 def _spots(drawn: Scene, row: np.ndarray) -> np.ndarray:
     """Place of the one object whose shape a word names [ROW, 3], NaN for other words."""
-    named = [item.shape for item in drawn.items]
     table = np.full((len(WORDS), 3), np.nan, np.float32)
-    for item in drawn.items:
-        if named.count(item.shape) == 1:
-            table[IDS[item.shape]] = _place(item)
+    for item in unique(drawn.items, "shape"):
+        table[IDS[item.shape]] = _place(item)
     return table[row]
 
 

@@ -43,22 +43,23 @@ def _pick(values: Sequence, rng: np.random.Generator):
     return values[rng.integers(len(values))]
 
 
-def _unique(items: Sequence[Item], field: str) -> list[Item]:
+def unique(items: Sequence[Item], field: str) -> list[Item]:
+    """The items whose shape (or colour) no other item has."""
     values = [getattr(item, field) for item in items]
     return [item for item, value in zip(items, values, strict=True) if values.count(value) == 1]
 
 
 def _color(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
-    if not (unique := _unique(items, "shape")):
+    if not (found := unique(items, "shape")):
         return None
-    item = _pick(unique, rng)
+    item = _pick(found, rng)
     return f"what color is the {item.shape}?", item.color
 
 
 def _shape(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
-    if not (unique := _unique(items, "color")):
+    if not (found := unique(items, "color")):
         return None
-    item = _pick(unique, rng)
+    item = _pick(found, rng)
     return f"what shape is the {item.color} object?", item.shape
 
 
@@ -109,9 +110,9 @@ def _extreme(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str]
 
 def _relation(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
     """The pair and its order are drawn at random, so yes and no are equally likely."""
-    unique = _unique(items, "shape")
+    named = unique(items, "shape")
     axis, words = _pick((("x", "left of"), ("y", "above")), rng)
-    pairs = [(a, b) for a in unique for b in unique if _before(a, b, axis)]
+    pairs = [(a, b) for a in named for b in named if _before(a, b, axis)]
     if not pairs:
         return None
     first, second = _pick(pairs, rng)
