@@ -1,10 +1,14 @@
 """Facts about model families: one small file each, and the lookup."""
 
-from .base import Adapter
+from .base import Adapter, Features, Grid, Layout
+from .gemma import GEMMA
+from .glm import GLM
 from .llava import LLAVA
-from .qwen2_5_vl import QWEN2_5_VL
+from .others import OTHERS
+from .qwen import QWEN
+from .tiled import TILED
 
-ADAPTERS: tuple[Adapter, ...] = (LLAVA, QWEN2_5_VL)
+ADAPTERS: tuple[Adapter, ...] = (*LLAVA, *QWEN, *GEMMA, *GLM, *TILED, *OTHERS)
 
 
 def lookup(model_type: str) -> Adapter | None:
@@ -17,4 +21,4 @@ def supported() -> list[str]:
     return sorted(adapter.model_type for adapter in ADAPTERS)
 
 
-__all__ = ["ADAPTERS", "Adapter", "lookup", "supported"]
+__all__ = ["ADAPTERS", "Adapter", "Features", "Grid", "Layout", "lookup", "supported"]

@@ -14,6 +14,7 @@ POLICIES = {
     "uniform": Uniform,
     "pool": Pool,
     "divprune": DivPrune,
+    "divprune-pre-merger": partial(DivPrune, features="pre_merger"),
     "cdpruner": CDPruner,
     "cdpruner-theta": partial(CDPruner, theta=0.5),
     "cdpruner-openvino": CDPrunerOpenVINO,
@@ -28,7 +29,7 @@ def visual_tokens(features, *, grid=None, seed=0, **fields) -> VisualTokens:
     text_mask = torch.tensor([True, True, False]).expand(g, 3)
     text = torch.randn(g, 3, d, generator=generator) * text_mask[..., None]
     defaults = {
-        "encoder": torch.randn(*features.shape[:2], 5, generator=generator),
+        "encoder": torch.randn(*features.shape[:2], 2, 5, generator=generator),
         "text": text.to(features.dtype),
         "text_mask": text_mask,
         "instruction": [f"question {i}" for i in range(g)],

@@ -2,6 +2,12 @@
 
 import torch
 
+from tests import reference
+from tests.families import IMAGE, VIDEO
+
+STEPS = 7  # the prefill and six decode steps
+TOLERANCE = 2e-5  # float32 noise of a 4-layer decoder whose logits spread over +-5; a wrong position costs 0.1 to 4
+
 
 def snapshot(model):
     """Everything that could differ after wrap and remove."""
@@ -30,3 +36,37 @@ def spy(seen, needs):
 
     relevance.needs = frozenset(needs)
     return relevance
+
+
+def generate(model, inputs, **kwargs):
+    """Greedy by default; never a placeholder, which the dense model would take for an image when it reads it again."""
+    kwargs = {"max_new_tokens": STEPS, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO], **kwargs}
+    return model.generate(**inputs, **kwargs, return_dict_in_generate=True, output_logits=True, output_scores=True)
+
+
+def logits(output):
+    return torch.stack(output.logits, 1)
+
+
+def new_tokens(output, inputs):
+    return output.sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def protected(family, model, images):
+    """[B, L] bool, placeholders that hold no patch."""
+    inputs = family.inputs(images)
+    places = torch.zeros_like(inputs["input_ids"]).bool()
+    for b, i in (place for image in family.places(images) for place in image):
+        places[b, i] = True
+    return (reference.visual(inputs) & ~places) | reference.newlines(model, inputs)
+
+
+def every_third(family, model, images):
+    """[B, L] bool: of every image the patches 1, 4, 7 ..., what is no patch, and all text."""
+    apart = protected(family, model, images)
+    keep = ~reference.visual(family.inputs(images)) | apart
+    for places in family.places(images):
+        patches = [(b, i) for b, i in places if not apart[b, i]]
+        for b, i in patches[1::3][: len(patches) // 3]:
+            keep[b, i] = True
+    return keep

@@ -1,7 +1,8 @@
-"""What pruning means, written without hooks, caches, padding or batches: the reference of contract 2.
+"""What pruning means, written without hooks on the model under test, caches, padding or batches: contract 2.
 
-The prompt of one sample is embedded in full and given its full positions; rows are dropped by hand; every step runs the
-decoder anew over all that is left.
+An unpruned model is run over the whole prompt, and over the prompt with the answer behind it, and what its decoder was
+given is noted. Then rows are dropped by hand, sample by sample, and the decoder runs once over all that is left, with
+the answer: row t of the answer must be what decode step t answered.
 """
 
 from __future__ import annotations
@@ -13,86 +14,195 @@ from torch import Tensor
 
 from tests.families import IMAGE, VIDEO
 
+SEQUENCES = ("inputs_embeds", "position_ids", "attention_mask")
 
-@torch.no_grad()
-def full_prompt(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Decoder input [B, L, D] and positions [B, L] or [3, B, L] of the unpruned batch."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    x = model.get_input_embeddings()(ids)
-    arguments = {
-        "image": ("pixel_values", "image_grid_thw", IMAGE),
-        "video": ("pixel_values_videos", "video_grid_thw", VIDEO),
-    }
-    for modality, (pixels, grid, token) in arguments.items():
-        if pixels in inputs:
-            given = {pixels: inputs[pixels]} | ({grid: inputs[grid]} if grid in inputs else {})
-            rows = getattr(model.model, f"get_{modality}_features")(**given, return_dict=True).pooler_output
-            rows = torch.cat([row.reshape(-1, row.shape[-1]) for row in rows])
-            x = x.masked_scatter((ids == token)[..., None], rows.to(x.dtype))
-    if hasattr(model.model, "get_rope_index"):
-        names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")
-        given = {name: inputs[name] for name in names if name in inputs}
-        return x, model.model.get_rope_index(ids, attention_mask=mask, **given)[0]
-    return x, (mask.cumsum(1) - 1).clamp_min(0)
+
+def text_decoder(model: Any) -> Any:
+    """The module that gets embeddings and answers hidden states."""
+    decoder = model.get_decoder()
+    return decoder.model if hasattr(decoder, "lm_head") else decoder
+
+
+def head(model: Any) -> Any:
+    return model.get_output_embeddings() or model.get_decoder().lm_head
 
 
 @torch.no_grad()
-def logits(model: Any, x: Tensor, positions: Tensor) -> Tensor:
-    """[L', V] of one sample; x [L', D], positions [L'] or [3, L']."""
-    positions = positions[:, None] if positions.ndim == 2 else positions[None]
-    out = model.model.language_model(
-        inputs_embeds=x[None], position_ids=positions, attention_mask=torch.ones(1, len(x)).long(), use_cache=False
-    )
-    return model.lm_head(out.last_hidden_state)[0]
+def decoder_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """What `generate` gives the decoder at prefill, unpruned."""
+    noted: dict[str, Any] = {}
+
+    def note(module, args, kwargs):
+        if not noted:
+            noted.update(kwargs)
+
+    hook = text_decoder(model).register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    finally:
+        hook.remove()
+    return noted
+
+
+def extended(inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """The same inputs with `tokens` [B, steps] behind the prompt."""
+    length, steps = inputs["input_ids"].shape[1], tokens.shape[1]
+    longer = dict(inputs)
+    for name, value in inputs.items():
+        if value.shape == inputs["input_ids"].shape:
+            fill = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}.get(name, torch.zeros_like(tokens))
+            longer[name] = torch.cat([value, fill.to(value.dtype)], 1)
+    assert longer["input_ids"].shape[1] == length + steps
+    return longer
+
+
+def visual(inputs: dict[str, Tensor]) -> Tensor:
+    """[B, L] bool"""
+    return (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == VIDEO)
+
+
+def newlines(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """[B, L] bool, placeholders that hold the model's newline embedding instead of a patch."""
+    newline, places = getattr(model.base_model, "image_newline", None), visual(inputs)
+    if newline is None:
+        return torch.zeros_like(places)
+    given = decoder_inputs(model, inputs)
+    x = given["inputs_embeds"]
+    if isinstance(given.get("deepstack_features"), dict):  # everything visual comes that way
+        x = torch.zeros_like(x)
+        x[places] = next(iter(given["deepstack_features"].values())).to(x)
+    return (x == newline.to(x)).all(-1) & places
 
 
 @torch.no_grad()
-def generate(
+def logits(
     model: Any,
     inputs: dict[str, Tensor],
     keep: Tensor,
+    tokens: Tensor,
     *,
-    steps: int,
-    forced: Tensor | None = None,
-    rows: Tensor | None = None,
+    mix: list[Tensor] | None = None,
     compact: bool = False,
 ) -> Tensor:
-    """[B, steps, V] logits of every step, greedy or along `forced` [B, steps] tokens.
+    """[B, steps, V] logits of every step of the answer `tokens` [B, steps].
 
     Args:
         keep: [B, L] bool, what is left of the prompt (padding is dropped in any case).
-        rows: [B, L, D] decoder input to use instead of the embedded prompt (merged rows).
+        mix: per sample [L, L], rows of the prompt as weighted sums of its rows (merged tokens).
         compact: number the kept tokens 0, 1, 2 ... instead of keeping their positions.
     """
-    x, positions = full_prompt(model, inputs)
-    x = x if rows is None else rows
-    steps_of = []
-    for b, (row, valid) in enumerate(zip(keep, inputs["attention_mask"].bool(), strict=True)):
-        at = (row & valid).nonzero()[:, 0]
-        seq, where = x[b, at], positions[..., b, :][..., at]
-        after = positions[..., b, :].max() + 1
-        if compact:
-            where = torch.arange(len(at))
-            after = torch.tensor(len(at))
-        out = []
-        for step in range(steps):
-            out.append(logits(model, seq, where)[-1])
-            token = out[-1].argmax() if forced is None else forced[b, step]
-            seq = torch.cat([seq, model.get_input_embeddings()(token[None])])
-            new = (after + step).expand(*where.shape[:-1], 1)
-            where = torch.cat([where, new], -1)
-        steps_of.append(torch.stack(out))
-    return torch.stack(steps_of)
+    length, steps = inputs["input_ids"].shape[1], tokens.shape[1]
+    prompt = decoder_inputs(model, inputs)
+    whole = decoder_inputs(model, extended(inputs, tokens[:, : steps - 1])) if steps > 1 else prompt
+    valid = extended(inputs, tokens[:, : steps - 1])["attention_mask"].bool()
+    keep = torch.cat([keep, keep.new_ones(len(keep), steps - 1)], 1) & valid
+    answers = []
+    for b, row in enumerate(keep):
+        at = row.nonzero()[:, 0]
+        given = {name: _sample(value, b, valid.shape) for name, value in whole.items() if name not in SEQUENCES}
+        if given.get("past_key_values") is not None:
+            given["past_key_values"] = None
+        x = whole["inputs_embeds"][b]
+        positions = whole["position_ids"]
+        if positions is None:
+            positions = (valid.cumsum(1) - 1).clamp_min(0)
+        positions = positions[..., b if positions.shape[-2] > 1 else 0, :]
+        given.update(_deepstack(whole, b, at, None if mix is None else mix[b]))
+        if mix is not None:
+            x = torch.cat([(mix[b] @ x[:length].float()).to(x.dtype), x[length:]])
+        given = {name: value[:, at] if _is_sequence(value, valid.shape[1]) else value for name, value in given.items()}
+        positions = torch.arange(len(at)) if compact else positions[..., at]
+        out = text_decoder(model)(
+            **{
+                **given,
+                "inputs_embeds": x[None, at],
+                "position_ids": positions[:, None] if positions.ndim == 2 else positions[None],
+                "attention_mask": _mask(prompt["attention_mask"], b, at, length, text_decoder(model).config),
+                "use_cache": False,
+                **({"logits_to_keep": 0} if "logits_to_keep" in given else {}),
+            }
+        )
+        answers.append(head(model)(out.last_hidden_state)[0, -steps:])
+    return torch.stack(answers)
 
 
-def keep_mask(inputs: dict[str, Tensor], report: Any) -> Tensor:
-    """[B, L] bool of what a report says was kept, by counting placeholders of each sample in order (per="image")."""
-    visual = (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == VIDEO)
-    keep = ~visual
-    for b in range(len(keep)):
-        place, start = visual[b].nonzero()[:, 0], 0
-        for unit in (unit for unit in report.units if unit.sample == b):
-            keep[b, place[start : start + unit.total][unit.indices]] = True
-            start += unit.total
-        assert start == len(place), "the report does not cover every visual token"
+def _is_sequence(value: Any, length: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == (1, length)
+
+
+def _sample(value: Any, b: int, shape: torch.Size) -> Any:
+    """Sample b of anything that is one row per position."""
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] in (1, shape[0]) and value.shape[1] == shape[1]:
+        return value[b : b + 1] if value.shape[0] > 1 else value
+    return value
+
+
+def _deepstack(given: dict[str, Any], b: int, at: Tensor, mix: Tensor | None) -> dict[str, Any]:
+    """DeepStack rows of sample b at the kept positions."""
+    name = next((name for name in given if name.startswith("deepstack") and given[name] is not None), None)
+    if name is None:
+        return {}
+    mask = next(given[mask] for mask in ("visual_pos_masks", "vision_mask") if given.get(mask) is not None)
+    mask = mask.reshape(mask.shape[:2])
+    several = isinstance(given[name], dict)
+    layers = given[name].items() if several else enumerate(given[name])
+    short = {}
+    for layer, rows in layers:
+        dense = torch.zeros(*mask.shape, rows.shape[-1], dtype=rows.dtype)
+        dense[mask] = rows
+        if mix is not None:
+            dense[b, : len(mix)] = mix @ dense[b, : len(mix)]
+        short[layer] = dense[b, at][mask[b, at]]
+    return {name: short if several else list(short.values())}
+
+
+def _mask(mask: Any, b: int, at: Tensor, length: int, config: Any) -> Any:
+    """Masks that the outer module made over the prompt, over what is left of it and the answer; ones otherwise."""
+    if isinstance(mask, dict):
+        return {kind: _extend(one, b, at, length, config, kind) for kind, one in mask.items()}
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        return _extend(mask, b, at, length, config, "full_attention")
+    return torch.ones(1, len(at)).long()
+
+
+def _extend(mask: Tensor | None, b: int, at: Tensor, length: int, config: Any, kind: str) -> Tensor:
+    """[1, 1, n, n] bool: as given inside the prompt, causal (and within the window) for the answer."""
+    n, prompt = len(at), at[at < length]
+    if kind in ("linear_attention", "conv"):
+        return torch.ones(1, n).long()
+    distance = torch.arange(n)[:, None] - torch.arange(n)[None]
+    full = distance >= 0
+    if kind == "sliding_attention":
+        full &= distance < config.sliding_window
+    if mask is not None:
+        one = mask[b if mask.shape[0] > 1 else 0, 0]
+        one = one if one.dtype == torch.bool else one == 0
+        full[: len(prompt), : len(prompt)] = one[prompt][:, prompt]
+    elif kind == "sliding_attention":
+        full[: len(prompt), : len(prompt)] = (distance >= 0)[: len(prompt), : len(prompt)]
+    full = full[None, None]
+    if config._attn_implementation == "eager":
+        return torch.zeros(full.shape).masked_fill(~full, torch.finfo(torch.float32).min)
+    return full
+
+
+def keep_mask(inputs: dict[str, Tensor], report: Any, protected: Tensor | None = None) -> Tensor:
+    """[B, L] bool of what a report says was kept."""
+    keep = ~visual(inputs)
+    if protected is not None:
+        keep |= protected
+    for unit in report.units:
+        keep[unit.sample, unit.slots[unit.indices]] = True
     return keep
+
+
+def mixing(inputs: dict[str, Tensor], report: Any) -> list[Tensor]:
+    """Per sample [L, L]: every survivor is the mean of the tokens it stands for."""
+    batch, length = inputs["input_ids"].shape
+    mix = [torch.eye(length) for _ in range(batch)]
+    for unit in report.units:
+        for place, slot in enumerate(unit.slots[unit.indices].tolist()):
+            carried = unit.slots[unit.source == place]
+            mix[unit.sample][slot] = 0
+            mix[unit.sample][slot, carried] = 1 / len(carried)
+    return mix

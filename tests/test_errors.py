@@ -9,7 +9,7 @@ import transformers
 
 import tokenprune
 from tests import reference
-from tests.families import CLIP, LLAVA, PRE_ENCODES, QWEN2_5_VL, TEXT
+from tests.families import BY_NAME, LLAVA, PRE_ENCODES, QWEN2_5_VL, REFUSED, TEXT
 from tests.probes import same, snapshot, spy
 from tokenprune import errors
 
@@ -91,23 +91,19 @@ class TestBadArguments:
 class TestBadModels:
     def test_text_only(self):
         config = transformers.LlamaConfig(**TEXT)
-        with pytest.raises(errors.UnsupportedModelError, match=r"no vision tower.*llava, qwen2_5_vl"):
+        with pytest.raises(errors.UnsupportedModelError, match=r"no vision tower.*llava.*qwen2_5_vl"):
             tokenprune.wrap(transformers.LlamaForCausalLM(config), "uniform", keep=4)
 
     def test_family(self):
-        config = transformers.VipLlavaConfig(vision_config=CLIP, text_config={**TEXT, "model_type": "llama"})
-        model = transformers.VipLlavaForConditionalGeneration(config)
-        with pytest.raises(errors.UnsupportedModelError, match=r"'vipllava'.*supported are llava, qwen2_5_vl"):
+        model = LLAVA.model()
+        model.config.model_type = "newllava"
+        with pytest.raises(errors.UnsupportedModelError, match=r"'newllava'.*supported are.* llava,.* qwen2_5_vl"):
             tokenprune.wrap(model, "uniform", keep=4)
 
-    def test_variant(self):
-        vision = {"model_type": "pixtral", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-        config = transformers.LlavaConfig(
-            vision_config={**vision, "intermediate_size": 48, "image_size": 16, "patch_size": 4, "head_dim": 8},
-            text_config={**TEXT, "model_type": "llama"},
-        )
-        with pytest.raises(errors.UnsupportedModelError, match="'pixtral'"):
-            tokenprune.wrap(transformers.LlavaForConditionalGeneration(config), "uniform", keep=4)
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_variant(self, name):
+        with pytest.raises(errors.UnsupportedModelError, match=REFUSED[name]):
+            tokenprune.wrap(BY_NAME[name].model(), "uniform", keep=4)
 
     def test_no_transformers_model(self):
         with pytest.raises(errors.UnsupportedModelError, match="model=Linear is not a transformers model"):
@@ -129,8 +125,10 @@ class TestBadModels:
 
     def test_policy_that_needs_what_the_model_lacks(self):
         policy = tokenprune.CDPruner(keep=4, relevance=spy([], {"encoder"}))
-        with pytest.raises(errors.UnsupportedPolicyError, match="merges several"):
-            tokenprune.wrap(QWEN2_5_VL.model(), policy)
+        with pytest.raises(errors.UnsupportedPolicyError, match="gemma3' mixes them"):
+            tokenprune.wrap(BY_NAME["gemma3"].model(), policy)
+        with pytest.raises(errors.UnsupportedPolicyError, match="gemma3' mixes them"):
+            tokenprune.wrap(BY_NAME["gemma3"].model(), tokenprune.DivPrune(keep=4, features="pre_merger"))
 
 
 class TestBadForwards:
@@ -223,6 +221,6 @@ class TestBadForwards:
 
     def test_merged_embeddings_are_not_passed_over_silently(self):
         model, inputs = LLAVA.model(), LLAVA.inputs()
-        x, _ = reference.full_prompt(model, inputs)
+        x = reference.decoder_inputs(model, inputs)["inputs_embeds"]
         with tokenprune.wrap(model, "divprune", keep=5), pytest.warns(UserWarning, match="nothing is pruned"):
             model(inputs_embeds=x)

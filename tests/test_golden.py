@@ -34,12 +34,12 @@ def check_cdpruner(z):
     policy = CDPruner(
         keep=keep,
         theta=float(z["theta"]) if "theta" in z else None,
-        relevance=lambda tokens: -mean_cosine(tokens.encoder, text),
+        relevance=lambda tokens: -mean_cosine(tokens.encoder[:, :, 0], text),
     )
     features = floats(z["visual_features"])
     crops_of_one_image = torch.zeros(len(features), dtype=torch.long)
     selection = policy.select(
-        VisualTokens(features=features, encoder=floats(z["image_embeds"]), image=crops_of_one_image), keep
+        VisualTokens(features=features, encoder=floats(z["image_embeds"])[:, :, None], image=crops_of_one_image), keep
     )
     same(selection.indices, z["keep_indices_sorted"])
     same(selection.order, z["greedy_order" if "greedy_order" in z else "greedy_order_float64"])

@@ -20,6 +20,7 @@ def unit_report(sample=0, unit=0, kind="image", total=4, kept=2, grid=(1, 2, 2))
         grid=grid,
         indices=torch.arange(kept),
         source=source,
+        slots=torch.arange(total),
     )
 
 

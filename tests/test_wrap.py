@@ -104,11 +104,17 @@ class TestHandle:
                 thread.join()
         assert not wrong
 
-    def test_deepcopy_of_a_wrapped_model_is_refused(self):
-        model = LLAVA.model()
-        with tokenprune.wrap(model, "uniform", keep=4), pytest.raises(errors.AlreadyWrappedError, match="remove"):
-            copy.deepcopy(model)
-        copy.deepcopy(model)
+    def test_a_deep_copy_of_a_wrapped_model_is_a_plain_model(self):
+        model, inputs = LLAVA.model(), LLAVA.inputs((2, 1))
+        dense = model(**inputs).logits
+        with tokenprune.wrap(model, "uniform", keep=4) as handle:
+            pruned, copied = model(**inputs).logits, copy.deepcopy(model)
+            assert torch.equal(copied(**inputs).logits, dense)
+            with tokenprune.wrap(copied, "uniform", keep=9) as other:
+                copied.generate(**inputs, max_new_tokens=2)
+                assert torch.equal(model(**inputs).logits, pruned)
+                assert (handle.report().kept, other.report().kept) == (12, 27)
+            assert torch.equal(copied(**inputs).logits, dense)
 
     def test_saving_is_not_affected(self, tmp_path):
         model = LLAVA.model()
@@ -255,8 +261,8 @@ class TestInstruction:
         order = range(len(entered[0]))
         if mode == "beams" and PRE_ENCODES:
             order = [0, 1] * 3 + [2] * 3
-        assert torch.equal(seen[0].encoder, entered[0][list(order)])
-        assert torch.equal(projector(seen[0].encoder), seen[0].features)
+        assert torch.equal(seen[0].encoder[:, :, 0], entered[0][list(order)])
+        assert torch.equal(projector(seen[0].encoder[:, :, 0]), seen[0].features)
 
     @pytest.mark.skipif(not PRE_ENCODES, reason="this transformers takes no pre-encoded images")
     def test_features_encoded_elsewhere_have_no_encoder_features(self):
@@ -271,12 +277,14 @@ class TestInstruction:
             assert handle.report().kept == 4
 
     @pytest.mark.skipif(not PRE_ENCODES, reason="this transformers takes no pre-encoded images")
-    def test_features_encoded_while_disabled_take_no_older_ones(self):
-        model, inputs = LLAVA.model(), LLAVA.inputs()
-        with tokenprune.wrap(model, tokenprune.CDPruner(keep=4, relevance=spy([], {"encoder", "features"}))) as handle:
+    def test_features_encoded_while_disabled_are_their_own(self):
+        seen, model, inputs = [], LLAVA.model(), LLAVA.inputs()
+        policy = tokenprune.CDPruner(keep=4, relevance=spy(seen, {"encoder", "features"}))
+        with tokenprune.wrap(model, policy) as handle:
             model(**inputs)
             handle.enabled = False
-            encoded = {"image": model.get_image_features(inputs.pop("pixel_values"), return_dict=True)}
+            encoded = {"image": model.get_image_features(-inputs.pop("pixel_values"), return_dict=True)}
             handle.enabled = True
-            with pytest.raises(errors.UnsupportedPolicyError, match="pass pixel_values"):
-                model(**inputs, mm_encoder_outputs=encoded)
+            model(**inputs, mm_encoder_outputs=encoded)
+        assert torch.equal(model.model.multi_modal_projector(seen[1].encoder[:, :, 0]), seen[1].features)
+        assert not torch.equal(seen[0].features, seen[1].features)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from .errors import InvalidArgumentError, nearest
 
 Unit = Literal["image", "crop", "frame", "prompt"]
+Whole = Literal["image", "prompt"]
 Rounding = Literal["half_even", "half_up", "floor", "ceil"]
 
 _ROUND = {
@@ -32,14 +33,17 @@ class Budget:
             visual tokens of one sample).
         rounding: "half_even" (Python's `round`, as DivPrune does), "half_up" (OpenVINO), "floor" (ZOO-Prune, MMTok)
             or "ceil".
+        of: None: `keep` is of every unit by itself. "image" or "prompt": `keep` is of all units of one image (video),
+            or of one sample, together, and is split over them by size (`split`).
 
     Raises:
-        InvalidArgumentError: a value outside these ranges.
+        InvalidArgumentError: a value outside these ranges, or an `of` that is not larger than `per`.
     """
 
     keep: int | float
     per: Unit = "image"
     rounding: Rounding = "half_even"
+    of: Whole | None = None
 
     def __post_init__(self):
         keep = self.keep
@@ -56,6 +60,14 @@ class Budget:
                 raise InvalidArgumentError(
                     f"{name}={value!r} is not one of {', '.join(get_args(allowed))}{nearest(value, get_args(allowed))}."
                 )
+        if self.of is not None:
+            if self.of not in get_args(Whole):
+                raise InvalidArgumentError(f"of={self.of!r} is neither 'image' nor 'prompt': give one, or None.")
+            if self.per in ("prompt", self.of):
+                raise InvalidArgumentError(
+                    f"of={self.of!r} is not larger than per={self.per!r}: split an image over per='crop' or 'frame', a "
+                    "prompt also over per='image'."
+                )
 
     def count(self, n: int) -> int:
         """Tokens that survive of a unit of `n`: min(keep, n) for an int, rounded share (at least 1) for a float."""
@@ -63,3 +75,20 @@ class Budget:
             return min(self.keep, n)
         slack = {"floor": _SLACK, "ceil": -_SLACK}.get(self.rounding, 0.0)
         return min(n, max(1, int(_ROUND[self.rounding](self.keep * n + slack))))
+
+    def split(self, sizes: list[int]) -> list[int]:
+        """Tokens that survive of each of several units that share one budget, in proportion to their sizes.
+
+        Largest remainders are rounded up first, the earlier unit among equals. Every unit keeps one token as long as
+        there are enough for all; with fewer tokens than units, some keep none.
+        """
+        total, whole = self.count(sum(sizes)), sum(sizes)
+        shares = [total * size // whole for size in sizes]
+        rest = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % whole), i))
+        for i in rest[: total - sum(shares)]:
+            shares[i] += 1
+        for i, share in enumerate(shares):  # tiny units next to large ones
+            if share == 0 and total >= len(sizes) and sizes[i]:
+                shares[max(range(len(sizes)), key=shares.__getitem__)] -= 1
+                shares[i] = 1
+        return shares

@@ -45,11 +45,12 @@ class UnitReport:
     Attributes:
         sample: row of the batch (as the model saw it: beams and returned sequences count).
         unit: number of the unit within its sample.
-        kind: "image", "video", "frame" or "prompt".
+        kind: "image", "video", "crop", "frame" or "prompt".
         total, kept: visual tokens before and after.
         grid: (frames, rows, columns), where known.
         indices: [kept] long on the CPU, the survivors' places in the unit, ascending.
         source: [total] long on the CPU, for every token the place in `indices` of the survivor that carries it, or -1.
+        slots: [total] long on the CPU, where in the prompt of that forward the unit's tokens stood.
     """
 
     sample: int
@@ -60,6 +61,7 @@ class UnitReport:
     grid: tuple[int, int, int] | None
     indices: Tensor = field(repr=False)
     source: Tensor = field(repr=False)
+    slots: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True)

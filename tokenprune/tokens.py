@@ -14,7 +14,8 @@ class VisualTokens:
 
     Attributes:
         features: [G, N, D], the tokens as the language model would read them. Any float dtype.
-        encoder: [G, N, d_v], the tower's output as it enters the projector; only if the policy needs "encoder".
+        encoder: [G, N, P, d_v], the P tower features that the projector, or the patch merger, made each token from
+            (P = 1 where it merges none); only if the policy needs "encoder".
         text: [G, M, D], decoder input embeddings of the instruction, zero where `text_mask` is False; only if the
             policy needs "text".
         text_mask: [G, M] bool.
@@ -51,6 +52,8 @@ class Selection:
         features: [G, k, D], merged features that replace those at `indices`; None for a subset.
         source: [G, N] long, for every original token the place in `indices` of the survivor that carries it, or -1.
         sizes: [G, k] float, how many original tokens each survivor stands for; None means 1.
+        weights: [G, N] float, the share of each original token in the merged features of its survivor; None means
+            equal shares. Whatever else the decoder reads per token is merged with the same shares.
     """
 
     indices: Tensor
@@ -59,6 +62,7 @@ class Selection:
     features: Tensor | None = None
     source: Tensor | None = None
     sizes: Tensor | None = None
+    weights: Tensor | None = None
 
     @classmethod
     def subset(cls, order: Tensor, *, scores: Tensor | None = None) -> Selection:
@@ -72,3 +76,12 @@ class Selection:
         g, k = self.indices.shape
         place = torch.arange(k, device=self.indices.device).expand(g, k)
         return self.indices.new_full((g, n), -1).scatter(1, self.indices, place)
+
+    def merge_weights(self, n: int) -> Tensor:
+        """[G, n] float32: `weights`, or equal shares among the tokens of one survivor; 0 for the dropped."""
+        source = self.source_map(n)
+        carried = (source >= 0).float()
+        if self.weights is not None:
+            return self.weights.float() * carried
+        sizes = torch.zeros(self.indices.shape, device=source.device).scatter_add(1, source.clamp_min(0), carried)
+        return carried / sizes.gather(1, source.clamp_min(0)).clamp_min(1.0)

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from .adapters import lookup, supported
-from .budget import Unit
+from .budget import Unit, Whole
 from .errors import AlreadyWrappedError, InvalidArgumentError, UnsupportedPolicyError, nearest
 from .policies import Policy, ProjectorPolicy
 from .registry import get_policy
 from .report import Report
+from .stages.hook import Hook
 from .stages.parts import Parts, find_parts
-from .stages.projector import ProjectorStage
+from .stages.projector import Options, ProjectorStage
 
 POSITIONS = ("original", "compact")
+LOGITS = ("kept", "full")
 
 
 class Handle:
@@ -81,7 +83,10 @@ def wrap(
     *,
     keep: int | float | None = None,
     per: Unit | None = None,
+    of: Whole | None = None,
     positions: str = "original",
+    logits: str = "kept",
+    drop_empty_rows: bool = False,
     tokenizer: Any = None,
     timing: bool = False,
 ) -> Handle:
@@ -93,8 +98,13 @@ def wrap(
         keep: budget of the policies that have none of their own: an int (tokens) or a float in (0, 1] (share).
         per: unit the budget is counted over: "image" (the default), "crop", "frame" or "prompt". All policies of one
             stage share it.
+        of: "image" or "prompt" where `keep` is meant of a whole image (video) or prompt and is split over its units
+            by size: `keep=640, per="crop", of="image"` keeps 640 tokens of an image, chosen crop by crop.
         positions: "original" (kept tokens keep their position ids; the default) or "compact" (renumbered without
             gaps; 1-D positions only).
+        logits: "kept" (a forward answers one row per token left; the default) or "full" (as many rows as the prompt
+            has: a removed position repeats the last kept one before it). With `labels` they are full in any case.
+        drop_empty_rows: newline and row-break tokens leave with the last token of their line; by default they stay.
         tokenizer: the model's tokenizer, for policies that need the instruction as text.
         timing: measure the selection (synchronises the device), for `report()`.
 
@@ -111,20 +121,23 @@ def wrap(
     `torch.compile(model.forward)` after `wrap` works (with graph breaks at the prefill); compiled code made before is
     discarded for the whole process, since it would ignore the hooks silently.
     """
-    policies = _policies(policy, keep, per)
-    if positions not in POSITIONS:
-        hint = nearest(positions, POSITIONS)
-        raise InvalidArgumentError(f"positions={positions!r} is not one of {', '.join(POSITIONS)}{hint}.")
+    policies = _policies(policy, keep, per, of)
+    for name, value, allowed in (("positions", positions, POSITIONS), ("logits", logits, LOGITS)):
+        if value not in allowed:
+            raise InvalidArgumentError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}.")
     parts = find_parts(model, lookup, supported())
     _check_free(parts)
     _check_needs(policies, parts, positions)
-    stage = ProjectorStage(parts=parts, policies=policies, positions=positions, tokenizer=tokenizer, timing=timing)
+    options = Options(
+        positions=positions, logits=logits, drop_empty_rows=drop_empty_rows, tokenizer=tokenizer, timing=timing
+    )
+    stage = ProjectorStage(parts=parts, policies=policies, options=options)
     stage.install()
     _forget_compiled_code()
     return Handle(stage)
 
 
-def _policies(policy: Any, keep: int | float | None, per: Unit | None) -> list[ProjectorPolicy]:
+def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole | None) -> list[ProjectorPolicy]:
     """Policies with their budgets filled in; the caller's objects are left alone."""
     several = [policy] if isinstance(policy, (str, Policy)) else policy
     if not isinstance(several, Sequence) or not several:
@@ -150,7 +163,8 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None) -> list[P
                 f"keep=None leaves {one.name!r} without a budget: give wrap(..., keep=...), an int (tokens) or a float "
                 "in (0, 1] (share)."
             )
-        made.append(one if per is None else replace(one, per=per))
+        changes = {name: value for name, value in (("per", per), ("of", of)) if value is not None}
+        made.append(replace(one, **changes))
     units = {one.per for one in made}
     if len(units) > 1:
         raise InvalidArgumentError(
@@ -163,7 +177,7 @@ def _check_free(parts: Parts) -> None:
     """No second wrap, and no wrap from inside a forward."""
     kind = type(parts.model).__name__
     for hook in parts.outer._forward_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), ProjectorStage):
+        if isinstance(hook, Hook):
             raise AlreadyWrappedError(
                 f"model={kind} is wrapped already: compose policies in one call, wrap(model, [a, b]), or remove the "
                 "first handle."
@@ -179,11 +193,11 @@ def _check_free(parts: Parts) -> None:
 def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) -> None:
     """What can be known before the first forward."""
     for one in policies:
-        if "encoder" in one.needs and parts.adapter.projector is None:
+        if "encoder" in one.needs and parts.adapter.patches is None:
             raise UnsupportedPolicyError(
-                f"policy={one.name!r} needs tower features that belong to one visual token each, and the projector of "
-                f"{parts.adapter.model_type!r} merges several: use a policy or relevance without them "
-                "(TextRelevance)."
+                f"policy={one.name!r} needs the tower features of each visual token, and {parts.adapter.model_type!r} "
+                "mixes them beyond recognition: use a policy or relevance on projected features (features='projector', "
+                "TextRelevance)."
             )
     rope = getattr(parts.decoder.config, "rope_parameters", None) or {}
     if positions == "compact" and "mrope_section" in rope:

@@ -71,7 +71,15 @@ def unit(source):
     source = torch.tensor(source)
     indices = torch.arange(int(source.max()) + 1)
     return UnitReport(
-        sample=0, unit=0, kind="image", total=4, kept=len(indices), grid=(1, 2, 2), indices=indices, source=source
+        sample=0,
+        unit=0,
+        kind="image",
+        total=4,
+        kept=len(indices),
+        grid=(1, 2, 2),
+        indices=indices,
+        source=source,
+        slots=torch.arange(4),
     )
 
 

@@ -41,8 +41,8 @@ def clip():
     return CLIPModel(config).eval()
 
 
-def instruction(*lines):
-    encoder = torch.randn(len(lines), 5, WIDTH, generator=torch.Generator().manual_seed(0))
+def instruction(*lines, patches=1):
+    encoder = torch.randn(len(lines), 5, patches, WIDTH, generator=torch.Generator().manual_seed(0))
     return visual_tokens(torch.zeros(len(lines), 5, 4), encoder=encoder, instruction=list(lines))
 
 
@@ -52,7 +52,7 @@ def expected(clip, tokens, rows):
     patches = unit_norm(clip.visual_projection(clip.vision_model.post_layernorm(tokens.encoder)))
     features = [clip.get_text_features(input_ids=torch.tensor([row])) for row in rows]
     text = unit_norm(torch.cat([getattr(feature, "pooler_output", feature) for feature in features]))
-    return (patches @ text.T).mean(-1)
+    return (patches @ text.T).mean(-1).mean(-1)
 
 
 def test_clip_relevance_is_minus_the_cosine_in_the_joint_space(clip, tokenizer):
@@ -61,6 +61,18 @@ def test_clip_relevance_is_minus_the_cosine_in_the_joint_space(clip, tokenizer):
     torch.testing.assert_close(relevance(tokens), -expected(clip, tokens, [[BOS, 1, 2, 3, EOS]]))
     flipped = ClipRelevance(clip=clip, tokenizer=tokenizer, sign=1)
     assert torch.equal(flipped(tokens), -relevance(tokens))
+
+
+@pytest.mark.parametrize(("patches", "reduce"), [("mean", torch.mean), ("max", torch.amax)])
+def test_a_merged_token_is_scored_by_its_patches(clip, tokenizer, patches, reduce):
+    """The score of four patches is the mean, or the largest, of the scores each has alone."""
+    tokens = instruction("w1 w2", patches=4)
+    relevance = ClipRelevance(clip=clip, tokenizer=tokenizer, patches=patches)
+    alone = [
+        relevance(visual_tokens(tokens.features, encoder=tokens.encoder[:, :, i : i + 1], instruction=["w1 w2"]))
+        for i in range(4)
+    ]
+    torch.testing.assert_close(relevance(tokens), reduce(torch.stack(alone), 0))
 
 
 def test_a_long_instruction_is_cut_into_segments_of_the_context_length(clip, tokenizer):
@@ -83,7 +95,7 @@ def test_an_empty_instruction_is_scored_too(clip, tokenizer):
 
 
 def test_a_clip_of_another_width_is_refused(clip, tokenizer):
-    tokens = visual_tokens(torch.zeros(1, 5, 4), encoder=torch.zeros(1, 5, WIDTH + 1), instruction=["w1"])
+    tokens = visual_tokens(torch.zeros(1, 5, 4), encoder=torch.zeros(1, 5, 1, WIDTH + 1), instruction=["w1"])
     with pytest.raises(UnsupportedPolicyError, match=f"width {WIDTH} but this model's tower has width {WIDTH + 1}"):
         ClipRelevance(clip=clip, tokenizer=tokenizer)(tokens)
 

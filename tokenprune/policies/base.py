@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from ..budget import Budget, Rounding, Unit
+from torch import Tensor
+
+from ..budget import Budget, Rounding, Unit, Whole
+from ..errors import InvalidArgumentError, nearest
 from ..tokens import Selection, VisualTokens
 
 Need = Literal["features", "encoder", "text", "instruction"]
+Source = Literal["projector", "pre_merger"]
 
 
 @dataclass(kw_only=True)
@@ -19,6 +23,7 @@ class Policy:
         keep: budget, an int (tokens) or a float in (0, 1] (share); may be left to `wrap(..., keep=...)`.
         per: unit the budget is counted over.
         rounding: how a share becomes a count.
+        of: None, or the larger unit that `keep` is meant of, and split over its units: see `Budget`.
     """
 
     name: ClassVar[str] = ""
@@ -29,13 +34,14 @@ class Policy:
     keep: int | float | None = None
     per: Unit = "image"
     rounding: Rounding = "half_even"
+    of: Whole | None = None
 
     def __post_init__(self):
-        Budget(1.0 if self.keep is None else self.keep, self.per, self.rounding)
+        Budget(1.0 if self.keep is None else self.keep, self.per, self.rounding, self.of)
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.keep, self.per, self.rounding)
+        return Budget(self.keep, self.per, self.rounding, self.of)
 
 
 @dataclass(kw_only=True)
@@ -47,3 +53,32 @@ class ProjectorPolicy(Policy):
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         """Choose or merge down to k of the N tokens of each unit. The runtime calls it with 1 <= k < N only."""
         raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class FeaturePolicy(ProjectorPolicy):
+    """A projector policy that compares the features of tokens.
+
+    Attributes:
+        features: which features. "projector": the tokens as the language model reads them. "pre_merger": the tower
+            features that entered the projector or patch merger, those of one token side by side, [N, P d_v]: where a
+            merger joins P patches, this is its input. On models whose projector makes one row of one, P is 1.
+    """
+
+    features: Source = "projector"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.features not in get_args(Source):
+            raise InvalidArgumentError(
+                f"features={self.features!r} is not one of {', '.join(get_args(Source))}"
+                f"{nearest(self.features, get_args(Source))}."
+            )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"features", "encoder"} if self.features == "pre_merger" else {"features"})
+
+    def compared(self, tokens: VisualTokens) -> Tensor:
+        """[G, N, D] features to compare tokens by."""
+        return tokens.features if self.features == "projector" else tokens.encoder.flatten(2)

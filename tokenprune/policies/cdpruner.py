@@ -13,13 +13,13 @@ from ..errors import InvalidArgumentError
 from ..ops import greedy_dpp, min_max, similarity_row, unit_norm
 from ..registry import register
 from ..tokens import Selection, VisualTokens
-from .base import ProjectorPolicy
+from .base import FeaturePolicy
 from .relevance import TextRelevance
 
 
 @register("cdpruner")
 @dataclass(kw_only=True)
-class CDPruner(ProjectorPolicy):
+class CDPruner(FeaturePolicy):
     """Conditional diversity: greedy MAP of a determinantal point process conditioned on the instruction.
 
     S_ij = cos(X_i, X_j) of projected tokens X [N, D]; q_i = relevance of token i to the instruction;
@@ -55,10 +55,10 @@ class CDPruner(ProjectorPolicy):
 
     @property
     def needs(self) -> frozenset:
-        return frozenset({"features"}) | getattr(self.relevance, "needs", frozenset())
+        return super().needs | getattr(self.relevance, "needs", frozenset())
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        x, q = unit_norm(tokens.features), self.relevance(tokens)
+        x, q = unit_norm(self.compared(tokens)), self.relevance(tokens)
         r = min_max(q, image=tokens.image, numerator_eps=1e-6)
         if self.theta is not None:
             r = torch.exp(r * (self.theta / (2 * (1 - self.theta))))

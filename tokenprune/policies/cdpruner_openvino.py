@@ -13,7 +13,7 @@ from ..errors import InvalidArgumentError
 from ..ops import greedy_dpp, similarity_row
 from ..registry import register
 from ..tokens import Selection, VisualTokens
-from .base import ProjectorPolicy
+from .base import FeaturePolicy
 
 EPS = 1e-6
 
@@ -25,7 +25,7 @@ def _normalise(x: Tensor) -> Tensor:
 
 @register("cdpruner-openvino")
 @dataclass(kw_only=True)
-class CDPrunerOpenVINO(ProjectorPolicy):
+class CDPrunerOpenVINO(FeaturePolicy):
     """Affine kernel instead of a product, one mean text vector, and by default two halves pruned on their own.
 
     v / sqrt(|v|^2 + 1e-6) normalises; q_i = cos(X_i, mean of the decoder's text embeddings);
@@ -43,7 +43,6 @@ class CDPrunerOpenVINO(ProjectorPolicy):
     relevance_weight: float = 0.5
     split: bool = True
     rounding: Rounding = "half_up"
-    needs: ClassVar = frozenset({"features", "text"})
     cost: ClassVar = "half of cdpruner's with split; N (k + D) floats"
 
     def __post_init__(self):
@@ -53,11 +52,15 @@ class CDPrunerOpenVINO(ProjectorPolicy):
                 f"relevance_weight={self.relevance_weight!r} is not in [0, 1]: give such a float."
             )
 
+    @property
+    def needs(self) -> frozenset:
+        return super().needs | {"text"}
+
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        x = _normalise(tokens.features)
+        x = _normalise(self.compared(tokens))
         weight = tokens.text_mask[..., None].float()
         text = (tokens.text.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
-        q = torch.einsum("gnd,gd->gn", x, _normalise(text))
+        q = torch.einsum("gnd,gd->gn", _normalise(tokens.features), _normalise(text))
         half = x.shape[1] // 2
         if not self.split or not 0 < k // 2 <= half:
             order, r = self._greedy(x, q, k)

@@ -8,12 +8,12 @@ from typing import ClassVar
 from ..ops import greedy_max_min, unit_norm
 from ..registry import register
 from ..tokens import Selection, VisualTokens
-from .base import ProjectorPolicy
+from .base import FeaturePolicy
 
 
 @register("divprune")
 @dataclass(kw_only=True)
-class DivPrune(ProjectorPolicy):
+class DivPrune(FeaturePolicy):
     """Max-min diversity over projected tokens Z [N, D]. Looks at no text.
 
     D_ij = 1 - cos(Z_i, Z_j). The first pick is the token farthest from its nearest neighbour; every further pick is
@@ -30,4 +30,4 @@ class DivPrune(ProjectorPolicy):
     cost: ClassVar = "N^2 D + N k D multiply-adds, k sequential steps; 64 MiB blocks + N D floats"
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        return Selection.subset(greedy_max_min(unit_norm(tokens.features), k))
+        return Selection.subset(greedy_max_min(unit_norm(self.compared(tokens)), k))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class TextRelevance:
 class ClipRelevance:
     """Cosine of a patch with the instruction in the joint space of the CLIP model that the vision tower comes from.
 
-    Patch side: visual_projection(post_layernorm(h)) of the patch features h as they enter the projector, [N, d_v];
+    Patch side: visual_projection(post_layernorm(h)) of the patch features h as they enter the projector, [N, P, d_v];
     text side: CLIP's pooled, projected embedding of the instruction, cut into segments of the tower's context length,
     each with its own begin and end tokens; the relevance is the mean over segments, times `sign`.
 
@@ -40,6 +40,7 @@ class ClipRelevance:
         clip: a `transformers.CLIPModel` of the same family as the vision tower (its text tower and projections are
             used).
         tokenizer: the tokenizer of its text tower.
+        patches: "mean" or "max" of the cosines of the P patches that a merger makes one token of (P = 1: no matter).
         sign: -1 as CDPruner's code has it for the released CLIP (dense CLIP similarity is anti-correlated with the
             object named); +1 for towers where it is not.
     """
@@ -47,11 +48,14 @@ class ClipRelevance:
     clip: Any
     tokenizer: Callable[..., Any]
     sign: int = -1
+    patches: Literal["mean", "max"] = "mean"
     needs: ClassVar = frozenset({"encoder", "instruction"})
 
     def __post_init__(self):
         if self.sign not in (-1, 1):
             raise InvalidArgumentError(f"sign={self.sign!r} is neither -1 nor 1: give one of them.")
+        if self.patches not in ("mean", "max"):
+            raise InvalidArgumentError(f"patches={self.patches!r} is neither 'mean' nor 'max': give one of them.")
 
     @torch.no_grad()
     def __call__(self, tokens: VisualTokens) -> Tensor:
@@ -67,9 +71,11 @@ class ClipRelevance:
         patches = self.clip.visual_projection(patches)
         text = {line: self._embed(line, parameter.device) for line in set(tokens.instruction)}
         rows = [
-            mean_cosine(patch[None], text[line])[0] for patch, line in zip(patches, tokens.instruction, strict=True)
+            mean_cosine(patch.flatten(0, 1)[None], text[line])[0].view(patch.shape[:2])
+            for patch, line in zip(patches, tokens.instruction, strict=True)
         ]
-        return self.sign * torch.stack(rows).to(tokens.features.device)
+        cosines = self.sign * torch.stack(rows).to(tokens.features.device)
+        return cosines.mean(-1) if self.patches == "mean" else cosines.amax(-1)
 
     def _embed(self, instruction: str, device: torch.device) -> Tensor:
         """[segments, c]"""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 
+RECURRENT = ("linear_attention", "conv")  # layer types whose mask is [B, L]
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -21,13 +23,13 @@ class Cut:
     Attributes:
         index: [B, L'] long, positions in the segment, ascending; 0 in padding slots.
         valid: [B, L'] bool, False in padding slots.
-        length: L.
+        keep: [B, L] bool, what stays.
         ragged: whether any slot is padding (known on the host, so that no later step needs to ask the device).
     """
 
     index: Tensor
     valid: Tensor
-    length: int
+    keep: Tensor
     ragged: bool
 
     @classmethod
@@ -38,7 +40,11 @@ class Cut:
         place = torch.arange(length, device=keep.device).expand_as(keep)
         index = torch.where(keep, place, -1).sort(dim=1).values[:, length - longest :]
         valid = index >= 0
-        return cls(index=index.clamp_min(0), valid=valid, length=length, ragged=not bool(valid.all()))
+        return cls(index=index.clamp_min(0), valid=valid, keep=keep, ragged=not bool(valid.all()))
+
+    @property
+    def length(self) -> int:
+        return self.keep.shape[1]
 
     @property
     def removed(self) -> int:
@@ -54,28 +60,48 @@ class Cut:
         index = self.index.to(x.device).view(view)
         return x.gather(dim, index.expand(*(width if i == dim else size for i, size in enumerate(x.shape))))
 
-    def shorten_mask(self, mask: Tensor, past: int) -> Tensor:
-        """An attention mask whose last L columns are the segment, [B, past + L] or [B, 1, L, past + L]."""
+    def shorten_mask(self, mask: Tensor) -> Tensor:
+        """An attention mask whose last L columns are the segment, [B, past + L] or [B | 1, 1, L, past + L]."""
         if mask.ndim not in (2, 4):
             raise UnsupportedModelError(f"attention_mask has {mask.ndim} dimensions: give one with 2 or 4, or None.")
-        if mask.ndim == 4:
-            heads = mask.shape[1]
-            mask = mask.expand(self.index.shape[0], -1, -1, -1)
-            rows = self.index.to(mask.device)[:, None, :, None]
-            mask = mask.gather(2, rows.expand(-1, heads, -1, mask.shape[-1]))
         # The past is not cut: only the segment's own columns are gathered.
-        old, new = mask[..., :past], mask[..., past:]
+        past = mask.shape[-1] - self.length
         valid = self.valid.to(mask.device)
         if mask.ndim == 2:
-            return torch.cat([old, self.take(new, 1) * valid.to(mask.dtype)], 1)
-        columns = self.index.to(mask.device)[:, None, None, :].expand(-1, *new.shape[1:3], -1)
-        new = new.gather(3, columns)
+            return torch.cat([mask[:, :past], self.take(mask[:, past:], 1) * valid.to(mask.dtype)], 1)
+        batch, width = self.index.shape
+        mask = mask.expand(batch, -1, -1, -1)
+        index = self.index.to(mask.device)
+        mask = mask.gather(2, index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+        old, new = mask[..., :past], mask[..., past:]
+        new = new.gather(3, index[:, None, None, :].expand(-1, mask.shape[1], width, -1))
         valid = valid[:, None, None, :]
         new = new & valid if new.dtype == torch.bool else new.masked_fill(~valid, torch.finfo(new.dtype).min)
         return torch.cat([old, new], 3)
 
+    def causal(self, past: int, *, flash: bool) -> Tensor | None:
+        """What stands for a mask that was None, which says that plain causal attention does: None while it still does.
 
-def shorten_inputs(kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, past: int) -> dict[str, Any]:
+        With padding it is [B, past + L'] for flash attention and [B, 1, L', past + L'] bool otherwise.
+        """
+        if not self.ragged:
+            return None
+        batch, width = self.index.shape
+        valid = torch.cat([self.valid.new_ones(batch, past), self.valid], 1)
+        if flash:
+            return valid.long()
+        return torch.ones_like(valid[0]).expand(width, -1).tril(past) & valid[:, None, None, :]
+
+    def restore(self, x: Tensor) -> Tensor:
+        """[B, L, ...] from [B, L', ...]: where a position left, the row of the last kept one before it."""
+        last = self.keep.long().cumsum(1) - 1 + (self.index.shape[1] - self.keep.sum(1, keepdim=True))
+        last = last.clamp_min(0).to(x.device)
+        return x.gather(1, last.view(*last.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+
+
+def shorten_inputs(
+    kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, past: int, attention: str
+) -> dict[str, Any]:
     """The decoder's keyword arguments with every sequence dimension cut.
 
     Args:
@@ -83,33 +109,59 @@ def shorten_inputs(kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, pa
         cut: what stays.
         position_ids: [B | 1, L] or [axes, B | 1, L] of the whole segment.
         past: tokens in the cache before this segment, in cache slots.
+        attention: name of the attention implementation.
 
     Raises:
-        UnsupportedModelError: a mask of a kind that cannot be cut (flex attention's block masks given ready-made).
+        UnsupportedModelError: a mask of a kind that cannot be cut (flex attention's block masks given ready-made), or
+            one made for a static cache, whose columns are not those of the segment.
     """
     batch, length = kwargs["inputs_embeds"].shape[:2]
     others = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "position_ids")}
     short = {name: _shorten(value, cut, batch, length) for name, value in others.items()}
     short["position_ids"] = cut.take(position_ids, -1)
-    mask = kwargs.get("attention_mask")
-    if mask is None:
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    prepared = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+    if prepared and getattr(cache, "is_compileable", False):
+        raise UnsupportedModelError(
+            "past_key_values is a static cache, whose masks this model makes before its decoder, where they cannot be "
+            "cut: use the default cache."
+        )
+    flash = "flash" in attention
+    if isinstance(mask, dict):
+        mask = {
+            kind: _stand_in(kind, cut, past, flash=flash) if one is None else _shorten_mask(one, cut)
+            for kind, one in mask.items()
+        }
+    elif mask is not None:
+        mask = _shorten_mask(mask, cut)
+    elif cut.ragged or cache is None:
         # Without a cache and a mask, gaps in position_ids would be read as the borders of packed sequences, so a mask
         # of ones says that there are none.
-        if cut.ragged or kwargs.get("past_key_values") is None:
-            mask = torch.cat([cut.valid.new_ones(batch, past), cut.valid], 1).long()
-    elif isinstance(mask, Tensor):
-        mask = cut.shorten_mask(mask, past)
-    else:
-        raise UnsupportedModelError(
-            f"attention_mask is a ready-made {type(mask).__name__}, which cannot be cut: pass a 2-D mask, or load the "
-            "model with attn_implementation='sdpa'."
-        )
+        mask = torch.cat([cut.valid.new_ones(batch, past), cut.valid], 1).long()
     short["attention_mask"] = mask
     return short
 
 
+def _stand_in(kind: str, cut: Cut, past: int, *, flash: bool) -> Tensor | None:
+    """For a mask that was None: recurrent layers and convolutions only need to know the segment's padding."""
+    if kind in RECURRENT:
+        return cut.valid.long() if cut.ragged else None
+    return cut.causal(past, flash=flash)
+
+
+def _shorten_mask(mask: Any, cut: Cut) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            f"attention_mask is a ready-made {type(mask).__name__}, which cannot be cut: pass a 2-D mask, or load the "
+            "model with attn_implementation='sdpa'."
+        )
+    return cut.shorten_mask(mask)
+
+
 def _shorten(value: Any, cut: Cut, batch: int, length: int) -> Any:
-    """Any other tensor [B | 1, L, ...] is one row per position."""
+    """Any other tensor [B | 1, L, ...] is one row per position; flags are off at padding."""
     if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] in (1, batch) and value.shape[1] == length:
-        return cut.take(value, 1)
+        value = cut.take(value, 1)
+        if value.dtype == torch.bool:
+            value = value & cut.valid.to(value.device).view(*cut.valid.shape, *[1] * (value.ndim - 2))
     return value

@@ -16,13 +16,15 @@ class Parts:
     """The modules that hooks go to.
 
     Attributes:
-        model: what the user loaded.
+        model: the transformers model.
+        entries: the modules whose call may start a forward: what the user gave, and the model inside of it.
         outer: the multimodal module that gets `input_ids` and calls the decoder.
         decoder: the text decoder that gets `inputs_embeds`.
         adapter: facts of the family.
     """
 
     model: nn.Module
+    entries: tuple[nn.Module, ...]
     outer: nn.Module
     decoder: nn.Module
     adapter: Any
@@ -36,7 +38,8 @@ class Parts:
 
     def placeholder(self, modality: str) -> int | None:
         """Token id that stands for one visual token of "image" or "video"."""
-        return getattr(self.config, f"{modality}_token_id", None)
+        names = (f"{modality}_token_id", f"{modality}_token_index", f"{modality}_patch_id")
+        return next((token for name in names if (token := getattr(self.config, name, None)) is not None), None)
 
     def decoder_shape(self) -> DecoderShape | None:
         """Sizes for cost estimates, None where the decoder's config does not name them."""
@@ -52,7 +55,7 @@ class Parts:
                 key_value=config.num_key_value_heads * width,
                 dtype_bytes=self.model.dtype.itemsize,
             )
-        except AttributeError:
+        except (AttributeError, RuntimeError):  # RuntimeError: sizes differ by layer
             return None
 
 
@@ -68,6 +71,7 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
         UnsupportedModelError: no transformers model, text-only, on the meta device, compiled, or of a family without
             an adapter.
     """
+    given, model = model, _unwrapped(model)
     kind, families = type(model).__name__, ", ".join(supported)
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError(
@@ -98,4 +102,13 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
             f"model={kind} is on the meta device and has no weights: load them first (from_pretrained, or to_empty "
             "and load_state_dict)."
         )
-    return Parts(model=model, outer=outer, decoder=model.get_decoder(), adapter=adapter)
+    entries = (model,) if given is model else (given, model)
+    decoder = model.get_decoder()
+    decoder = getattr(decoder, "base_model", decoder)  # of a causal language model, what is below its head
+    return Parts(model=model, entries=entries, outer=outer, decoder=decoder, adapter=adapter)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside of a PEFT model."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model

@@ -11,20 +11,40 @@ from torch import Tensor
 from ..errors import InvalidFeaturesError, PolicyError, UnsupportedPolicyError
 from ..policies import ProjectorPolicy
 from ..tokens import Selection, VisualTokens
+from .deepstack import DeepStack
 from .prompt import Prompt
 from .units import UnitState
 
 
+def counts(policy: ProjectorPolicy, units: list[UnitState]) -> list[int]:
+    """Tokens that the policy's budget leaves of every unit."""
+    budget = policy.budget
+    if budget.of is None:
+        return [budget.count(len(unit.slots)) for unit in units]
+    groups: dict[Any, list[int]] = {}
+    for i, unit in enumerate(units):
+        groups.setdefault(unit.sample if budget.of == "prompt" else (unit.sample, unit.image), []).append(i)
+    result = [0] * len(units)
+    for group in groups.values():
+        for i, k in zip(group, budget.split([len(units[i].slots) for i in group]), strict=True):
+            result[i] = k
+    return result
+
+
 def budgets_remove(policies: list[ProjectorPolicy], units: list[UnitState]) -> bool:
     """Whether the budgets ask to remove anything from these units."""
-    return any(policy.budget.count(len(unit.slots)) < len(unit.slots) for policy in policies for unit in units)
+    sizes = [len(unit.slots) for unit in units]
+    return any(counts(policy, units) != sizes for policy in policies)
 
 
-def apply_policies(policies: list[ProjectorPolicy], units: list[UnitState], x: Tensor, prompt: Prompt) -> Tensor:
+def apply_policies(
+    policies: list[ProjectorPolicy], units: list[UnitState], x: Tensor, prompt: Prompt, deepstack: DeepStack | None
+) -> Tensor:
     """Run the policies one after the other; each sees what the last one left. Changes `units` in place.
 
     Args:
         x: [B, L, D], the decoder's input.
+        deepstack: further rows per visual token, merged wherever tokens are.
 
     Returns:
         x, or a copy of it with merged rows in place.
@@ -33,45 +53,61 @@ def apply_policies(policies: list[ProjectorPolicy], units: list[UnitState], x: T
         InvalidFeaturesError: NaN or Inf among the visual features.
         PolicyError: an answer that is no selection.
     """
-    features = x[_samples(units, x.device), torch.cat([unit.slots for unit in units])]
-    if not bool(torch.isfinite(features).all()):
+    for number, policy in enumerate(policies):
+        groups: dict[Any, list[UnitState]] = {}
+        for unit, k in zip(units, counts(policy, units), strict=True):
+            groups.setdefault((len(unit.slots), k, unit.grid), []).append(unit)
+        for (n, k, _), group in groups.items():
+            if k == 0:
+                _drop(group)
+            elif k < n:
+                x = _apply(policy, group, k, x, prompt, deepstack, check=number == 0)
+    return x
+
+
+def _drop(group: list[UnitState]) -> None:
+    for unit in group:
+        unit.slots, unit.place, unit.grid = unit.slots[:0], unit.place[:0], None
+        unit.source = torch.full_like(unit.source, -1)
+
+
+def _apply(
+    policy: ProjectorPolicy,
+    group: list[UnitState],
+    k: int,
+    x: Tensor,
+    prompt: Prompt,
+    deepstack: DeepStack | None,
+    *,
+    check: bool,
+) -> Tensor:
+    """One batched call of a policy on units of equal size."""
+    slots = torch.stack([unit.slots for unit in group])
+    sample = torch.tensor([unit.sample for unit in group], device=x.device)[:, None]
+    features = x[sample, slots]
+    if deepstack is not None and deepstack.only:
+        features = deepstack.first(sample, slots)
+    if check and not bool(torch.isfinite(features).all()):
         raise InvalidFeaturesError(
             "inputs_embeds holds NaN or Inf at visual positions: check pixel_values and the vision tower's dtype "
             "(fp16 towers overflow; bf16 or fp32 do not)."
         )
-    for policy in policies:
-        groups: dict[Any, list[UnitState]] = {}
-        for unit in units:
-            groups.setdefault((len(unit.slots), unit.grid), []).append(unit)
-        for (n, _), group in groups.items():
-            k = policy.budget.count(n)
-            if k < n:
-                x = _apply(policy, group, k, x, prompt)
-    return x
-
-
-def _samples(units: list[UnitState], device: torch.device) -> Tensor:
-    counts = torch.tensor([len(unit.slots) for unit in units])
-    return torch.tensor([unit.sample for unit in units]).repeat_interleave(counts).to(device)
-
-
-def _apply(policy: ProjectorPolicy, group: list[UnitState], k: int, x: Tensor, prompt: Prompt) -> Tensor:
-    """One batched call of a policy on units of equal size."""
-    slots = torch.stack([unit.slots for unit in group])
-    sample = torch.tensor([unit.sample for unit in group], device=x.device)[:, None]
-    tokens = _tokens(policy, group, x[sample, slots], prompt)
+    tokens = _tokens(policy, group, features, prompt)
     selection = policy.select(tokens, k)
     _check(policy, selection, slots.shape, k)
     if selection.features is not None:
-        x = x.clone()
-        x[sample, slots.gather(1, selection.indices)] = selection.features.to(x.dtype)
+        if deepstack is None or not deepstack.only:
+            x = x.clone()
+            x[sample, slots.gather(1, selection.indices)] = selection.features.to(x.dtype)
+        if deepstack is not None:
+            deepstack.merge(sample, slots, selection)
     source = selection.source_map(slots.shape[1])
     for i, unit in enumerate(group):
         kept = selection.indices[i]
         unit.slots, unit.place, unit.grid = unit.slots[kept], unit.place[kept], None
         unit.source = torch.where(unit.source >= 0, source[i][unit.source.clamp_min(0)], -1)
         if unit.encoder is not None:
-            unit.encoder = unit.encoder[kept]
+            unit.encoder = unit.encoder[kept.to(unit.encoder.device)]
     return x
 
 
@@ -86,7 +122,8 @@ def _tokens(policy: ProjectorPolicy, group: list[UnitState], features: Tensor, p
         if any(unit.encoder is None for unit in group):
             raise UnsupportedPolicyError(
                 f"policy {policy.name!r} needs the tower's features, but mm_encoder_outputs were encoded elsewhere or "
-                "before the model was wrapped: pass pixel_values instead."
+                "before the model was wrapped, or this model mixed them into others: pass pixel_values, or use "
+                "a policy that reads projected features."
             )
         tokens = replace(tokens, encoder=torch.stack([unit.encoder for unit in group]).to(features.device))
     if "text" in policy.needs:

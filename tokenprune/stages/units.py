@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter
-from ..errors import UnsupportedPolicyError
+from ..adapters import Adapter, Features, Grid
+from ..budget import Unit
 from ..report import UnitReport
 from .visual import Item
-
-Grid = tuple[int, int, int]
 
 
 @dataclass
@@ -25,10 +24,10 @@ class UnitState:
         key: see `VisualTokens.keys`.
         slots: [n] long on the device, positions in the segment of the tokens still there, ascending.
         grid: of the tokens still there.
-        encoder: [n, d_v] or None.
+        encoder: [n, P, d_v] or None.
         place: [n] long on the device, places of `slots` in the unit as it was.
         source: [total] long on the device, which of `slots` carries each original token, or -1.
-        full_grid: of the unit as it was.
+        full_grid, full_slots: of the unit as it was.
     """
 
     sample: int
@@ -42,10 +41,11 @@ class UnitState:
     place: Tensor = field(init=False)
     source: Tensor = field(init=False)
     full_grid: Grid | None = field(init=False)
+    full_slots: Tensor = field(init=False)
 
     def __post_init__(self):
         self.place = self.source = torch.arange(len(self.slots), device=self.slots.device)
-        self.full_grid = self.grid
+        self.full_grid, self.full_slots = self.grid, self.slots
 
     def report(self) -> UnitReport:
         place, source = self.place.cpu(), self.source.cpu()
@@ -58,66 +58,112 @@ class UnitState:
             grid=self.full_grid,
             indices=place,
             source=source,
+            slots=self.full_slots.cpu(),
         )
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """The tokens of one crop, or of one frame of it, before they are joined to units."""
+
+    item: Item
+    key: int
+    slots: Tensor
+    grid: Grid | None
+    encoder: Tensor | None
+
+
 def make_units(
-    items: list[Item], keys: list[int], *, adapter: Adapter, config, per: str, axes: Tensor | None, device: torch.device
+    items: list[Item], keys: list[int], *, adapter: Adapter, config, per: Unit, device: torch.device
 ) -> list[UnitState]:
     """Images and videos, cut into or joined to the units the budget is counted over.
 
     Args:
         keys: one per item.
         per: unit of the budget.
-        axes: [3, B | 1, L] M-RoPE positions on the CPU, None for 1-D positions.
-
-    Raises:
-        UnsupportedPolicyError: `per="frame"` where the frames of a video are not known.
     """
+    patches: dict[int, Tensor | None] = {}
+    for item in items:
+        if id(item.features) not in patches:
+            patches[id(item.features)] = _patches(item.features, adapter, config)
+    pieces = []
+    for item, key in zip(items, keys, strict=True):
+        encoder = _own_patches(item, patches[id(item.features)])
+        pieces += _split(item, key, encoder, frames=per == "frame")
+    kinds = {"crop": "crop", "frame": "frame", "prompt": "prompt"}
     units = []
-    for number, (item, key) in enumerate(zip(items, keys, strict=True)):
-        at = None if axes is None else axes[:, item.sample % axes.shape[1], item.slots]
-        grid = adapter.grid(config, len(item.slots), at)
-        frames, kind = 1, item.modality
-        if per == "frame" and item.modality == "video":
-            if grid is None:
-                raise UnsupportedPolicyError(
-                    "per='frame' needs the frames of the video, which are not known here: use per='image' or 'prompt'."
-                )
-            frames, kind, grid = grid[0], "frame", (1, *grid[1:])
-        encoders = [None] * frames if item.encoder is None else item.encoder.chunk(frames)
-        for frame, (slots, encoder) in enumerate(zip(item.slots.to(device).chunk(frames), encoders, strict=True)):
-            units.append(
-                UnitState(
-                    sample=item.sample,
-                    unit=item.ordinal if frames == 1 else frame,
-                    kind=kind,
-                    image=number,
-                    key=key + frame,
-                    slots=slots,
-                    grid=grid,
-                    encoder=encoder,
-                )
-            )
-    return _join_by_sample(units) if per == "prompt" else units
-
-
-def _join_by_sample(units: list[UnitState]) -> list[UnitState]:
-    """One unit of all visual tokens of a sample."""
-    groups: dict[int, list[UnitState]] = {}
-    for unit in units:
-        groups.setdefault(unit.sample, []).append(unit)
-    joined = []
-    for group in groups.values():
-        first = group[0]
-        joined.append(
-            replace(
-                first,
-                unit=0,
-                kind="prompt",
-                slots=torch.cat([unit.slots for unit in group]),
-                grid=first.grid if len(group) == 1 else None,
-                encoder=None if first.encoder is None else torch.cat([unit.encoder for unit in group]),
+    for (sample, _), group in groupby(pieces, key=lambda piece: (piece.item.sample, _unit_of(piece, per))):
+        group = list(group)
+        first, video = group[0].item, group[0].item.modality == "video"
+        cut = (per == "frame" and video) or (per == "crop" and not video)
+        number = sum(unit.sample == sample for unit in units)
+        slots = torch.cat([piece.slots for piece in group])
+        order = slots.argsort()  # lines of neighbouring tiles lie between each other
+        encoder = None
+        if all(piece.encoder is not None for piece in group):
+            encoder = torch.cat([piece.encoder for piece in group])
+        units.append(
+            UnitState(
+                sample=sample,
+                unit=number,
+                kind=kinds[per] if cut or per == "prompt" else first.modality,
+                image=first.image,
+                key=group[0].key + (number if cut else 0),
+                slots=slots[order].to(device),
+                grid=_joined_grid(group),
+                encoder=None if encoder is None else encoder[order.to(encoder.device)],
             )
         )
-    return joined
+    return units
+
+
+def _unit_of(piece: _Piece, per: Unit) -> object:
+    """Neighbouring pieces of a sample with the same answer are one unit."""
+    if per == "prompt":
+        return None
+    if per == "image" or (per == "crop") == (piece.item.modality == "video"):
+        return piece.item.image
+    return id(piece)
+
+
+def _split(item: Item, key: int, encoder: Tensor | None, *, frames: bool) -> list[_Piece]:
+    """One piece per crop, per frame of a crop where `frames` asks for it. Rows that are no patch stay out."""
+    pieces = []
+    for number, grid in enumerate(item.layout.grids):
+        inside = (item.layout.crop == number).nonzero()[:, 0]
+        count = grid[0] if frames and grid is not None else 1
+        grid = (1, *grid[1:]) if count > 1 else grid
+        for rows in inside.chunk(count):
+            if len(rows):
+                own = None if encoder is None else encoder[rows.to(encoder.device)]
+                pieces.append(_Piece(item, key, item.slots[rows], grid, own))
+    return pieces
+
+
+def _joined_grid(group: list[_Piece]) -> Grid | None:
+    """Frames of one size are one grid; other pieces are one only when alone."""
+    grids = {piece.grid for piece in group}
+    grid = group[0].grid
+    if len(group) == 1:
+        return grid
+    frames = len(grids) == 1 and grid is not None and group[0].item.modality == "video"
+    same = len({piece.item.image for piece in group}) == 1
+    return (grid[0] * len(group), *grid[1:]) if frames and same else None
+
+
+def _patches(features: Features, adapter: Adapter, config) -> Tensor | None:
+    """[rows of the merger's output, P, d_v], None where none were captured."""
+    if adapter.patches is None or not features.entered:
+        return None
+    return adapter.patches(config, features, torch.cat(features.entered))
+
+
+def _own_patches(item: Item, patches: Tensor | None) -> Tensor | None:
+    """[n, P, d_v] of the rows of one item."""
+    if patches is None:
+        return None
+    if item.layout.patches is None:
+        return patches[item.first : item.first + len(item.slots)]
+    if bool((item.layout.patches < 0).logical_and(item.layout.crop >= 0).any()):
+        return None  # interpolated: no patch is a row's own
+    return patches[item.layout.patches.clamp_min(0).to(patches.device)]

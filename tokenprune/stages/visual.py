@@ -1,54 +1,44 @@
-"""Which positions of a forward are visual, and of which image or video."""
+"""Which positions of a forward are visual, and of which image, tile or video."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModelError
+from ..adapters import Features, Layout
+from ..errors import InputError, UnsupportedModelError
+from .features import rows_of
 from .parts import Parts
-
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-
-
-@dataclass
-class TowerCall:
-    """One call of the adapter's tower module.
-
-    Attributes:
-        lengths: rows of every image or video.
-        encoder: [rows, d_v] features that entered the projector, where the adapter names one and a policy asked.
-        storage: address of the memory of the output, by which the rows are recognised when they come back.
-    """
-
-    lengths: list[int]
-    encoder: Tensor | None
-    storage: int
 
 
 @dataclass
 class Item:
-    """One image or video of one sample.
+    """One image, tile or video of one sample.
 
     Attributes:
         sample: row of the batch.
         ordinal: its number among the images and videos of the sample.
+        image: its number among those of the batch; tiles of one image share it.
         modality: "image" or "video".
         slots: [n] long on the CPU, its positions in this call's segment, ascending.
-        encoder: [n, d_v] tower features as they entered the projector, None if not captured for this image.
+        layout: what each of them is.
+        features: the encoding it came from, and
+        first: its first row there.
     """
 
     sample: int
-    ordinal: int
     modality: str
     slots: Tensor
-    encoder: Tensor | None = None
+    layout: Layout
+    features: Features
+    first: int
+    ordinal: int = 0
+    image: int = 0
 
 
 @dataclass
@@ -58,10 +48,11 @@ class Call:
     kwargs: dict[str, Any]
     masks: dict[str, Tensor]  # modality -> [B, L] bool on the CPU
     mask: Tensor | None  # [B, past + L], over cache slots
-    tower: list[TowerCall]
+    features: list[Features] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     seen: bool = False  # the decoder was called with this forward's visual tokens
     wanted: bool = False  # the budget asks to remove something
-    cut: bool = False
+    cut: Any = None
     note: Callable[[Any], None] | None = None  # remembers the cut with a cache
 
     @property
@@ -79,101 +70,159 @@ class Call:
 def modalities(kwargs: dict[str, Any]) -> list[str]:
     """Modalities this very call brings. A placeholder id that the model generated itself is no visual token."""
     encoded = kwargs.get("mm_encoder_outputs") or {}
-    return [name for name, key in PIXELS.items() if kwargs.get(key) is not None or encoded.get(name) is not None]
+    given = [name for name, value in kwargs.items() if name.startswith("pixel_values") and value is not None]
+    return [
+        modality
+        for modality in ("image", "video")
+        if encoded.get(modality) is not None or any(("video" in name) == (modality == "video") for name in given)
+    ]
 
 
 def placeholder_masks(parts: Parts, kwargs: dict[str, Any], present: list[str]) -> dict[str, Tensor]:
     """modality -> [B, L] bool on the CPU; by id, or by embedding where the caller passed `inputs_embeds`."""
-    ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
     masks = {}
     for modality in present:
-        token = parts.placeholder(modality)
-        if ids is not None:
-            mask = ids == token
-        else:
-            placeholder = parts.model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
-            mask = (embeds == placeholder).all(-1)
-        masks[modality] = mask.cpu()
+        mask = _placeholders(parts, kwargs, modality)
+        if modality == "video" and "image" not in present and (mask is None or not mask.any()):
+            mask = _placeholders(parts, kwargs, "image")  # some families write frames with the placeholder of images
+        if mask is not None:
+            masks[modality] = mask.cpu()
     return masks
 
 
-def _lengths(call: Call, modality: str) -> tuple[list[int], list[TowerCall]]:
-    """Rows of every image (or video), and the tower calls they came from, empty if those are not known."""
+def _placeholders(parts: Parts, kwargs: dict[str, Any], modality: str) -> Tensor | None:
+    token, ids, embeds = parts.placeholder(modality), kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    if token is None:
+        return None
+    if ids is not None:
+        return ids == token
+    return (embeds == parts.model.get_input_embeddings()(torch.tensor(token, device=embeds.device))).all(-1)
+
+
+def _features(call: Call, modality: str) -> Features:
+    """The encoding that the placeholders of a modality are filled from."""
     encoded = (call.kwargs.get("mm_encoder_outputs") or {}).get(modality)
     if encoded is None:  # the tower ran inside this forward; images before videos
-        both = len(call.masks) > 1 and len(call.tower) > 1
-        calls = [call.tower[0 if modality == "image" else -1]] if both else call.tower
-        return [n for one in calls for n in one.lengths], calls
-    features = encoded.pooler_output
-    lengths = [feature.numel() // feature.shape[-1] for feature in features]
-    sliced = len(lengths) == 1 and getattr(encoded, "last_hidden_state", None) is None
-    mask = call.masks[modality]
-    if sliced and bool(mask[:, 0].any() | mask[:, -1].any()):
+        own = [features for features in call.features if features.modality == modality]
+        return own[0] if own else replace(call.features[-1], modality=modality)
+    if (features := getattr(encoded, "_tokenprune", None)) is not None:
+        return features
+    if len(rows := rows_of(encoded)) == 1 and getattr(encoded, "last_hidden_state", None) is None:
         raise UnsupportedModelError(
-            "prefill_chunk_size splits an image over several forwards, and a policy must see it whole: generate "
+            "prefill_chunk_size splits images over several forwards, and a policy must see each whole: generate "
             "without chunked prefill."
         )
-    storages = {feature.untyped_storage().data_ptr() for feature in features}
-    return lengths, [one for one in call.tower if one.storage in storages]
+    return Features(modality=modality, rows=rows)
 
 
-def find_items(call: Call) -> list[Item]:
-    """All images and videos of a call, by sample and place.
+def find_items(call: Call, parts: Parts) -> list[Item]:
+    """All images, tiles and videos of a call, by sample and place.
 
     Feature row i fills the i-th placeholder of its modality in (sample, position) order, which transformers itself
-    relies on. An empty list means that rows and placeholders do not match; the model says so itself.
+    relies on. Beams and returned sequences repeat the images of each prompt for samples next to each other. An empty
+    list means that rows and placeholders do not match; the model says so itself.
     """
     items: list[Item] = []
     for modality, mask in call.masks.items():
-        lengths, calls = _lengths(call, modality)
-        place = mask.nonzero()
-        if sum(lengths) != len(place):
+        features = _features(call, modality)
+        layouts = _layouts(parts, features)
+        if modality == "video" and (left := call.kwargs.get(parts.adapter.row_mask)) is not None:
+            rows = left.cpu().bool().split([len(layout) for layout in layouts])
+            layouts = [layout.subset(keep) for layout, keep in zip(layouts, rows, strict=True)]
+        places = [row.nonzero()[:, 0] for row in mask]
+        total, encoded = sum(map(len, places)), sum(map(len, layouts))
+        if not encoded or total % encoded or len(places) % (total // encoded):
             return []
-        found = []
-        for start, stop in pairwise([0, *accumulate(lengths)]):
-            sample = place[start:stop, 0]
-            if len(sample) == 0 or int(sample[0]) != int(sample[-1]):
-                return []
-            found.append(Item(int(sample[0]), 0, modality, place[start:stop, 1]))
-        _assign_encoder(found, calls)
-        items += found
+        times, row, rest = total // encoded, 0, iter(layouts)
+        for prompt in range(0, len(places), times):
+            start = 0
+            while start < len(places[prompt]):
+                layout = next(rest)
+                for sample in range(prompt, prompt + times):
+                    slots = places[sample][start : start + len(layout)]
+                    if len(slots) != len(layout):
+                        return []
+                    items.append(Item(sample, modality, slots, layout, features, row))
+                start, row = start + len(layout), row + len(layout)
+    items = [item for item in items if len(item.slots)]
     items.sort(key=lambda item: (item.sample, int(item.slots[0])))
-    counts: dict[int, int] = {}
+    return _number(items, call, parts)
+
+
+def _layouts(parts: Parts, features: Features) -> list[Layout]:
+    try:
+        layouts = parts.adapter.layouts(parts.config, features)
+    except KeyError as error:
+        raise InputError(
+            f"mm_encoder_outputs were encoded before the model was wrapped, and {error} is needed to tell their images "
+            "apart: pass pixel_values, or encode after wrap."
+        ) from None
+    if sum(map(len, layouts)) != sum(features.rows):
+        raise UnsupportedModelError(
+            f"the encoder of {parts.adapter.model_type!r} answered {sum(features.rows)} rows where "
+            f"{sum(map(len, layouts))} were expected: this transformers version encodes differently, please report it."
+        )
+    return layouts
+
+
+def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
+    """Number images within samples and the batch; tiles of one image share both numbers."""
+    ids = call.kwargs.get("input_ids")
+    ids = None if ids is None else ids.cpu()
+
+    def before(item: Item) -> int | None:
+        """The token before an item"""
+        slot = int(item.slots[0])
+        return None if ids is None or slot == 0 else int(ids[item.sample, slot - 1])
+
+    join, marks = parts.adapter.join, {}
     for item in items:
-        item.ordinal = counts.setdefault(item.sample, 0)
-        counts[item.sample] += 1
+        if item.modality == "image" and (join == "global" or item.sample not in marks):
+            marks[item.sample] = before(item)
+    image = -1
+    for i, item in enumerate(items):
+        previous = items[i - 1] if i else None
+        same = previous is not None and previous.sample == item.sample
+        joined = same and previous.modality == item.modality
+        if joined:
+            gap = int(item.slots[0]) - int(previous.slots[-1]) - 1
+            joined = _is_joined(join, item.modality, gap, before(previous), before(item), marks.get(item.sample))
+        image += not joined
+        item.image = image
+        item.ordinal = 0 if not same else previous.ordinal + (not joined)
     return items
 
 
-def _assign_encoder(items: list[Item], calls: list[TowerCall]) -> None:
-    """Give every image the tower features it came from.
+def _is_joined(join: str, modality: str, gap: int, mark_before: int | None, mark: int | None, end: int | None) -> bool:
+    """Whether an item belongs to the image of the one before it.
 
-    Beams and returned sequences repeat the images of each sample next to each other, while the tower saw each once.
+    Args:
+        gap: tokens between them.
+        mark_before, mark: the tokens before the two items.
+        end: the token before the last (join="global") or first (join="first") item of the sample.
     """
-    lengths = [n for one in calls for n in one.lengths]
-    if not lengths or len(items) % len(lengths) or any(one.encoder is None for one in calls):
-        return
-    times = len(items) // len(lengths)
-    rows = torch.cat([one.encoder for one in calls]).split(lengths)
-    by_prompt: dict[int, list[Item]] = {}
-    for item in items:
-        by_prompt.setdefault(item.sample // times, []).append(item)
-    first = 0
-    for group in by_prompt.values():
-        images = len(group) // times
-        for i, item in enumerate(group):
-            item.encoder = rows[first + i % images]
-        first += images
+    if modality == "video":  # MiniCPM answers frames apart, with an end and a start token between
+        return join == "first" and gap <= 2
+    if join == "global":
+        return mark_before is not None and mark_before != end
+    if join == "first":
+        return mark is not None and mark != end
+    return (join == "run" and gap == 0) or (join == "near" and gap <= 1)
 
 
 def keys_of(call: Call, items: list[Item]) -> list[int]:
-    """One integer per image that depends on its sample's text and its place there, not on the batch or padding."""
+    """One integer per item that depends on its sample's text and its place there, not on the batch or padding."""
     ids = call.kwargs.get("input_ids")
+    ranks: dict[int, int] = {}
+    order = []
+    for item in items:
+        order.append(ranks.setdefault(item.sample, 0))
+        ranks[item.sample] += 1
     if ids is None:
-        return [item.ordinal for item in items]
+        return order
     ids, visual = ids.cpu(), call.visual
     text = ~visual
     if call.segment_mask is not None:
         text &= call.segment_mask.cpu().bool()
-    prompts = {sample: ids[sample][text[sample]].numpy().tobytes() for sample in {item.sample for item in items}}
-    return [zlib.crc32(prompts[item.sample], item.ordinal) for item in items]
+    prompts = {sample: ids[sample][text[sample]].numpy().tobytes() for sample in ranks}
+    return [zlib.crc32(prompts[item.sample], rank) for item, rank in zip(items, order, strict=True)]

@@ -1,0 +1,79 @@
+"""GLM-V and others that pack images of any size into one sequence of patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Adapter, Features, Layout, whole
+from .layouts import crops, grid_thw, neighbours
+
+
+def _by_merge_size(config: Any, features: Features) -> list[Layout]:
+    """VideoLLaMA 3: merge sizes differ by image; a crop per frame, since the model may drop rows of frames."""
+    kind = features.modality
+    grids, merges = features.arguments[f"{kind}_grid_thw"].tolist(), features.arguments[f"{kind}_merge_sizes"].tolist()
+    return [crops([(1, h // m, w // m)] * t) for (t, h, w), m in zip(grids, merges, strict=True)]
+
+
+def _two_steps(config: Any, features: Features) -> list[Layout]:
+    """ERNIE: of a video, two temporal steps make one."""
+    merge, grids = config.vision_config.spatial_merge_size, features.arguments[f"{features.modality}_grid_thw"]
+    sizes = [((t + 1) // 2 if t > 1 else t, h // merge, w // merge) for t, h, w in grids.tolist()]
+    return [whole(t * h * w, (t, h, w)) for t, h, w in sizes]
+
+
+def _bordered_lines(config: Any, features: Features) -> list[Layout]:
+    """HunYuan-VL: a begin row, lines that each end with a newline row, an end row."""
+    merge, result = config.vision_config.spatial_merge_size, []
+    for _, h, w in features.arguments["image_grid_thw"].tolist():
+        lines, width = h // merge, w // merge
+        inside = torch.cat([torch.zeros(lines, width), -torch.ones(lines, 1)], 1).long()
+        ends = 1 + (torch.arange(lines) * (width + 1) + width)[:, None].expand(-1, width + 1)
+        ends = torch.where(inside < 0, -1, ends).flatten()
+        border = torch.tensor([-1])
+        crop = torch.cat([border, inside.flatten(), border])
+        result.append(Layout(crop=crop, grids=((1, lines, width),), line_end=torch.cat([border, ends, border])))
+    return result
+
+
+def _as_it_is(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """The merger's input has the patches of a token in a dimension of its own."""
+    return entered
+
+
+def _convolved(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """A convolution over [n, d, 2, 2] merges the patches of a token."""
+    return entered.flatten(2).mT
+
+
+def _sparse(config: Any) -> str | None:
+    if "minimax_m3_sparse" in (getattr(config.text_config, "layer_types", None) or ()):
+        return "its sparse attention takes position ids for cache slots, which differ once tokens are gone"
+    return None
+
+
+CONVOLVED = {"layouts": grid_thw, "merger": "visual.downsample", "patches": _convolved}
+
+GLM = (
+    Adapter(model_type="glm4v", **CONVOLVED),
+    Adapter(model_type="glm4v_moe", **CONVOLVED),
+    Adapter(model_type="glm46v", **CONVOLVED),
+    Adapter(model_type="glm_ocr", **CONVOLVED),
+    Adapter(model_type="glm5_next", **CONVOLVED),
+    Adapter(model_type="video_llama_3", layouts=_by_merge_size, row_mask="video_compression_mask"),
+    Adapter(model_type="ernie4_5_vl_moe", layouts=_two_steps),
+    Adapter(model_type="paddleocr_vl", layouts=grid_thw),
+    Adapter(model_type="hunyuan_vl", layouts=_bordered_lines),
+    Adapter(model_type="kimi_k25", layouts=grid_thw, merger="mm_projector", patches=_as_it_is),
+    Adapter(
+        model_type="minimax_m3_vl",
+        layouts=grid_thw,
+        merger="multi_modal_projector",
+        patches=neighbours,
+        problem=_sparse,
+    ),
+    Adapter(model_type="dots3_note", layouts=grid_thw, merger="vision_tower.merger", patches=neighbours),
+)

@@ -1,0 +1,114 @@
+"""Layouts and patch orders that several families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Features, Grid, Layout, whole
+
+
+def square(n: int) -> Grid | None:
+    """The grid of n tokens of a square picture, None if n is no square."""
+    side = isqrt(n)
+    return (1, side, side) if side * side == n else None
+
+
+def squares(config: Any, features: Features) -> list[Layout]:
+    """Every entry is one square image, tile or frame."""
+    return [whole(n, square(n)) for n in features.rows]
+
+
+def crops(sizes: list[Grid], *, skip: int = 0) -> Layout:
+    """Several crops behind each other, each with `skip` rows before it that are no patches."""
+    parts = []
+    for number, (frames, rows, columns) in enumerate(sizes):
+        parts += [torch.full((skip,), -1), torch.full((frames * rows * columns,), number)]
+    return Layout(crop=torch.cat(parts), grids=tuple(sizes))
+
+
+def square_videos(config: Any, features: Features, *, newline: int = 0) -> list[Layout]:
+    """Every entry holds the frames of one video, square ones, and then `newline` rows that are no patches."""
+    frames = features.arguments["pixel_values_videos"].shape[1]
+    result = []
+    for n in features.rows:
+        grid = square((n - newline) // frames)
+        crop = torch.zeros(n, dtype=torch.long)
+        crop[n - newline :] = -1
+        result.append(Layout(crop=crop, grids=(None if grid is None else (frames, *grid[1:]),)))
+    return result
+
+
+def merge_size(config: Any) -> int:
+    """How many rows, and columns, of patches make one token."""
+    vision = config.vision_config
+    size = getattr(vision, "spatial_merge_size", None) or getattr(vision, "merge_size", None)
+    return size or vision.merge_kernel_size[0]
+
+
+def grid_thw(config: Any, features: Features) -> list[Layout]:
+    """Sizes from `image_grid_thw` or `video_grid_thw`, in patches, of which a square makes a token."""
+    merge = merge_size(config)
+    grids = features.arguments[f"{features.modality}_grid_thw"].tolist()
+    return [whole(t * h * w // merge**2, (t, h // merge, w // merge)) for t, h, w in grids]
+
+
+def image_sizes(config: Any, features: Features) -> list[Layout]:
+    """Sizes from `image_sizes`, in pixels; a row-break token follows every line but the last."""
+    side = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
+    sizes = [(int(h) // side, int(w) // side) for h, w in features.arguments["image_sizes"]]
+    return [whole(h * w, (1, h, w), breaks=True) for h, w in sizes]
+
+
+def packed_tiles(config: Any, features: Features) -> list[Layout]:
+    """Any-resolution images: a base view, then all tiles as one picture whose lines end with a newline row."""
+    return [_packed(index, features.tile) for index in features.packed]
+
+
+def _packed(index: Tensor, tile: int) -> Layout:
+    newline, patches = index < 0, index.long()
+    crop, end = torch.where(newline, -1, torch.zeros_like(patches)), torch.full_like(patches, -1)
+    grids: list[Grid | None] = [square(tile)]
+    if len(index) > tile + 1:  # more than the base view
+        rest = newline[tile:]
+        lines = int(rest.sum()) or isqrt(len(rest))
+        width = len(rest) // lines
+        line = torch.arange(len(rest)) // width
+        if rest.any():
+            end[tile:] = torch.where(rest, -1, tile + line * width + width - 1)
+        if bool((index % 1 != 0).any()):  # interpolated: a row is no longer of one tile
+            crop[tile:] = torch.where(rest, -1, 1)
+            grids.append((1, lines, width - bool(rest.any())))
+            patches[tile:] = -1
+        else:
+            number = torch.where(rest, -1, patches[tile:] // tile)
+            for one in number[~rest].unique().tolist():
+                crop[tile:][number == one] = len(grids)
+                rows = len(line[number == one].unique())
+                grids.append((1, rows, int((number == one).sum()) // rows))
+    return Layout(crop=crop, grids=tuple(grids), line_end=end, patches=patches)
+
+
+def one_to_one(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """The merger makes one row of every row."""
+    return entered.flatten(0, -2)[:, None]
+
+
+def neighbours(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """Patches of one token follow each other in the rows of the merger's input."""
+    return entered.reshape(-1, merge_size(config) ** 2, entered.shape[-1])
+
+
+def stacked(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """Pixel shuffle: patches of one token follow each other in the channels of the merger's input."""
+    width = config.vision_config.hidden_size
+    return entered.reshape(-1, entered.shape[-1] // width, width)
+
+
+def by_modality(image: Callable, video: Callable) -> Callable[[Any, Features], list[Layout]]:
+    """One layout for images and another for videos."""
+    return lambda config, features: (video if features.modality == "video" else image)(config, features)

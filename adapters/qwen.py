@@ -1,0 +1,37 @@
+"""Qwen-VL and its relatives: packed towers whose merger joins 2 x 2 patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
+
+from .base import Adapter, Features
+from .layouts import grid_thw, neighbours
+
+
+def windows(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """The tower works, and merges, in the order of its attention windows."""
+    vision = config.vision_config
+    grid = features.arguments[f"{features.modality}_grid_thw"]
+    index, _ = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+    return neighbours(config, features, entered)[index.argsort().to(entered.device)]
+
+
+NEIGHBOURS = {"layouts": grid_thw, "merger": "visual.merger", "patches": neighbours}
+WINDOWS = {"layouts": grid_thw, "merger": "visual.merger", "patches": windows}
+
+QWEN = (
+    Adapter(model_type="qwen2_vl", **NEIGHBOURS),
+    Adapter(model_type="qwen2_5_vl", **WINDOWS),
+    Adapter(model_type="qwen3_vl", **NEIGHBOURS),
+    Adapter(model_type="qwen3_vl_moe", **NEIGHBOURS),
+    Adapter(model_type="qwen3_5", **NEIGHBOURS),
+    Adapter(model_type="qwen3_5_moe", **NEIGHBOURS),
+    Adapter(model_type="qwen4_exp", **NEIGHBOURS),
+    Adapter(model_type="qwen2_5_omni_thinker", **WINDOWS),
+    Adapter(model_type="qwen3_omni_moe_thinker", **NEIGHBOURS),
+    Adapter(model_type="cohere_compass", **NEIGHBOURS),
+    Adapter(model_type="exaone4_5", **WINDOWS),
+)

@@ -1,0 +1,35 @@
+"""Tiny randomly initialised models of every supported family, and inputs for them.
+
+A new family adds one builder to a file here; FAMILIES parametrises the tests and README's table.
+"""
+
+from . import anyres, documents, gemma, glm, kimi, llava, omni, others, qwen, qwen_relatives, tiled
+from .base import CLIP, IMAGE, PRE_ENCODES, REPEATABLE, TEXT, VIDEO, Family
+
+MODULES = (llava, qwen, qwen_relatives, gemma, anyres, tiled, glm, kimi, documents, others, omni)
+# Families that wrap refuses, with the reason it gives.
+REFUSED = {
+    "minimax_m3_vl-sparse": "takes position ids for cache slots",
+    "unlimited_ocr": "keeps as many slots as the unpruned prompt",
+}
+BUILT: list[Family] = [family for module in MODULES for family in module.FAMILIES]
+FAMILIES = [family for family in BUILT if family.name not in REFUSED]
+BY_NAME = {family.name: family for family in BUILT}
+LLAVA, QWEN2_5_VL, QWEN2_5_VL_VIDEO = (BY_NAME[name] for name in ("llava", "qwen2_5_vl", "qwen2_5_vl-video"))
+
+__all__ = [
+    "BUILT",
+    "BY_NAME",
+    "CLIP",
+    "FAMILIES",
+    "IMAGE",
+    "LLAVA",
+    "PRE_ENCODES",
+    "QWEN2_5_VL",
+    "QWEN2_5_VL_VIDEO",
+    "REFUSED",
+    "REPEATABLE",
+    "TEXT",
+    "VIDEO",
+    "Family",
+]

@@ -1,0 +1,100 @@
+"""Calls that continue a pruned cache, or fill a static one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from .cache import CacheState, Life, attach, physical_length, state_of
+from .gather import Cut
+from .positions import two_dimensional
+
+
+def segment_of(given: dict[str, Any]) -> Tensor:
+    """What a call adds: ids [B, new] or embeddings [B, new, D]."""
+    ids = given.get("input_ids")
+    return given["inputs_embeds"] if ids is None else ids
+
+
+def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> None:
+    """Translate mask and positions of a call from logical tokens to cache slots, in place.
+
+    Args:
+        outer: the module that is called.
+        given: its arguments by name.
+        fills: this call brings visual tokens that are to be pruned.
+
+    Raises:
+        UnsupportedModelError: a ready-made 4-D mask that does not say which tokens its columns are about.
+    """
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    state = state_of(cache)
+    if state is None and not fills:
+        return
+    segment = segment_of(given)
+    batch, new = segment.shape[:2]
+    past = physical_length(cache)
+    prepared = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+    if prepared and getattr(cache, "is_compileable", False):
+        given["attention_mask"] = two_dimensional(mask, state, batch, new, past)
+    elif state is not None:
+        if prepared:
+            raise UnsupportedModelError(
+                "attention_mask is 4-D in a call that continues a pruned cache, and does not say which tokens its "
+                "columns are about: give a 2-D mask over all tokens so far, or None."
+            )
+        if given.get("position_ids") is None and hasattr(outer, "compute_3d_position_ids"):
+            given["position_ids"] = _three_dimensional(outer, given, new)  # it would count them from the mask
+        given["attention_mask"] = state.physical_mask(mask, past, new)
+    if state is not None and state.shift is not None:
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = (torch.arange(new, device=segment.device) + int(cache.get_seq_length()))[None]
+        given["position_ids"] = positions - state.shift.to(positions.device)[:, None]
+
+
+def _three_dimensional(outer: nn.Module, given: dict[str, Any], new: int) -> Tensor | None:
+    """M-RoPE positions as the model itself numbers new text, from the logical mask."""
+    embeds = given.get("inputs_embeds")
+    if embeds is None:
+        embeds = torch.empty(*given["input_ids"].shape, 0, device=given["input_ids"].device)
+    if any(name.endswith("_grid_thw") and value is not None for name, value in given.items()):
+        return None
+    positions = outer.compute_3d_position_ids(
+        input_ids=None,
+        inputs_embeds=embeds,
+        attention_mask=given.get("attention_mask"),
+        past_key_values=given.get("past_key_values"),
+    )
+    return None if positions is None else positions[..., -new:]
+
+
+def remember(
+    cache: Any, *, life: Life, cut: Cut, real: Tensor, mask: Tensor | None, past: int, shift: Tensor | None
+) -> None:
+    """Tell a cache which slots are valid and how many tokens it stands for.
+
+    Args:
+        life: of the stage that pruned.
+        cut: of this call.
+        real: [B, L] bool, False at padding.
+        mask: [B, past + L] over cache slots, None where all are valid.
+        past: slots filled before this call.
+        shift: [B], see `CacheState`.
+    """
+    state = state_of(cache)
+    batch, device = cut.valid.shape[0], cut.valid.device
+    if mask is not None:
+        before = mask[:, :past].to(device).bool()
+    elif state is not None:
+        before = state.valid_slots(past)
+    else:
+        before = cut.valid.new_ones(batch, past)
+    all_valid = not cut.ragged and mask is None and (state is None or state.all_valid)
+    # A row of the mask that is 0 inside the segment (right padding) stays 0.
+    valid = torch.cat([before, cut.valid & cut.take(real, 1)], 1)
+    removed = cut.removed + (0 if state is None else state.removed)
+    attach(cache, CacheState(life, valid, removed, all_valid or bool(valid.all()), shift))
