@@ -90,9 +90,10 @@ class Adapter:
         join: which neighbouring image layouts are tiles of one image: "never"; "run", those without a token between;
             "near", those with at most one; "global" or "first", where every image ends, or begins, with a view of the
             whole: up to, or from, one that follows the same token as the last, or first, of its sample.
+        crops: the layouts that are joined are crops; False where they are single tokens.
         merger: path below `model.base_model` of the module whose input are tower features, or None where none is
             known to belong to single visual tokens.
-        patches: maps (config, features, [..., d] input of the merger) to [rows, P, d_v], the P patches of every row.
+        patches: maps (config, features, input of one call of the merger) to [rows, P, d_v], the P patches of every row.
         row_mask: argument of the model's forward, [rows of a video] bool, that drops rows before they are read.
         deepstack_only: the decoder's input is zero at visual positions, and everything visual is added at its layers.
         problem: maps the config to the reason why this variant is not supported, or None.
@@ -101,6 +102,7 @@ class Adapter:
     model_type: str
     layouts: Callable[[Any, Features], list[Layout]] = entries
     join: Literal["never", "run", "near", "global", "first"] = "never"
+    crops: bool = True
     merger: str | None = None
     patches: Callable[[Any, Features, Tensor], Tensor] | None = None
     row_mask: str | None = None

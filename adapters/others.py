@@ -26,7 +26,7 @@ OTHERS = (
     Adapter(model_type="deepseek_vl", **ALIGNER),
     Adapter(model_type="deepseek_vl_hybrid", **ALIGNER),
     Adapter(model_type="molmo2"),
-    Adapter(model_type="inkling_mm_model", join="run"),  # an entry per token
+    Adapter(model_type="inkling_mm_model", join="run", crops=False),
     Adapter(model_type="inkling2", layouts=_tokens_thw),
     Adapter(model_type="muse_glimmer", layouts=grid_thw),
     Adapter(model_type="muse_spark", layouts=grid_thw),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..adapters import Adapter, Features, Grid
 from ..budget import Unit
+from ..errors import UnsupportedPolicyError
 from ..report import UnitReport
 from .visual import Item
 
@@ -81,7 +82,12 @@ def make_units(
     Args:
         keys: one per item.
         per: unit of the budget.
+
+    Raises:
+        UnsupportedPolicyError: `per="frame"` where the frames of a video are not known.
     """
+    if per == "crop" and not adapter.crops:
+        per = "image"  # which is then its only crop
     patches: dict[int, Tensor | None] = {}
     for item in items:
         if id(item.features) not in patches:
@@ -129,6 +135,10 @@ def _unit_of(piece: _Piece, per: Unit) -> object:
 def _split(item: Item, key: int, encoder: Tensor | None, *, frames: bool) -> list[_Piece]:
     """One piece per crop, per frame of a crop where `frames` asks for it. Rows that are no patch stay out."""
     pieces = []
+    if frames and item.modality == "video" and item.layout.grids == (None,):
+        raise UnsupportedPolicyError(
+            "per='frame' needs the frames of the video, which are not known here: use per='image' or 'prompt'."
+        )
     for number, grid in enumerate(item.layout.grids):
         inside = (item.layout.crop == number).nonzero()[:, 0]
         count = grid[0] if frames and grid is not None else 1
@@ -155,7 +165,7 @@ def _patches(features: Features, adapter: Adapter, config) -> Tensor | None:
     """[rows of the merger's output, P, d_v], None where none were captured."""
     if adapter.patches is None or not features.entered:
         return None
-    return adapter.patches(config, features, torch.cat(features.entered))
+    return torch.cat([adapter.patches(config, features, entered) for entered in features.entered])
 
 
 def _own_patches(item: Item, patches: Tensor | None) -> Tensor | None:
