@@ -1,5 +1,6 @@
 """Facts about model families: one small file each, and the lookup."""
 
+from ..errors import InvalidArgumentError
 from .base import Adapter, Features, Grid, Layout
 from .gemma import GEMMA
 from .glm import GLM
@@ -8,7 +9,19 @@ from .others import OTHERS
 from .qwen import QWEN
 from .tiled import TILED
 
-ADAPTERS: tuple[Adapter, ...] = (*LLAVA, *QWEN, *GEMMA, *GLM, *TILED, *OTHERS)
+ADAPTERS: list[Adapter] = [*LLAVA, *QWEN, *GEMMA, *GLM, *TILED, *OTHERS]
+
+
+def register(adapter: Adapter) -> Adapter:
+    """Add the adapter of a family. It vouches for the family: try it against a computation by hand first.
+
+    Raises:
+        InvalidArgumentError: the family has one already.
+    """
+    if lookup(adapter.model_type) is not None:
+        raise InvalidArgumentError(f"model_type={adapter.model_type!r} has an adapter already: give another one.")
+    ADAPTERS.append(adapter)
+    return adapter
 
 
 def lookup(model_type: str) -> Adapter | None:
@@ -21,4 +34,4 @@ def supported() -> list[str]:
     return sorted(adapter.model_type for adapter in ADAPTERS)
 
 
-__all__ = ["ADAPTERS", "Adapter", "Features", "Grid", "Layout", "lookup", "supported"]
+__all__ = ["ADAPTERS", "Adapter", "Features", "Grid", "Layout", "lookup", "register", "supported"]

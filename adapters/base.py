@@ -64,6 +64,11 @@ class Features:
     packed: list[Tensor] = field(default_factory=list)
     tile: int = 0
 
+    @property
+    def pixels(self) -> Any:
+        """The pixels that were given: their shape is all that is kept."""
+        return next(value for name, value in self.arguments.items() if name.startswith("pixel_values"))
+
 
 def whole(n: int, grid: Grid | None = None, **extra: Any) -> Layout:
     """n rows that are one crop."""
@@ -93,7 +98,8 @@ class Adapter:
         crops: the layouts that are joined are crops; False where they are single tokens.
         merger: path below `model.base_model` of the module whose input are tower features, or None where none is
             known to belong to single visual tokens.
-        patches: maps (config, features, input of one call of the merger) to [rows, P, d_v], the P patches of every row.
+        patches: maps (config, features, input of one call of the merger) to [rows, P, d_v], the P patches of every
+            row, or to None where this encoding mixed them.
         row_mask: argument of the model's forward, [rows of a video] bool, that drops rows before they are read.
         deepstack_only: the decoder's input is zero at visual positions, and everything visual is added at its layers.
         problem: maps the config to the reason why this variant is not supported, or None.
@@ -104,7 +110,7 @@ class Adapter:
     join: Literal["never", "run", "near", "global", "first"] = "never"
     crops: bool = True
     merger: str | None = None
-    patches: Callable[[Any, Features, Tensor], Tensor] | None = None
+    patches: Callable[[Any, Features, Tensor], Tensor | None] | None = None
     row_mask: str | None = None
     deepstack_only: bool = False
     problem: Callable[[Any], str | None] = no_problem

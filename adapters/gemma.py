@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Adapter, Features, Layout, whole
-from .layouts import one_to_one, squares
+from .layouts import one_to_one, pooled, squares
 
 
 def _by_positions(config: Any, features: Features) -> list[Layout]:
@@ -28,8 +28,8 @@ def _by_positions(config: Any, features: Features) -> list[Layout]:
 
 GEMMA = (
     Adapter(model_type="paligemma", layouts=squares, merger="multi_modal_projector", patches=one_to_one),
-    Adapter(model_type="gemma3", layouts=squares),
-    Adapter(model_type="gemma3n", layouts=squares),
-    Adapter(model_type="gemma4", layouts=_by_positions),
+    Adapter(model_type="gemma3", layouts=squares, merger="multi_modal_projector", patches=pooled),
+    Adapter(model_type="gemma3n", layouts=squares, merger="embed_vision", patches=one_to_one),
+    Adapter(model_type="gemma4", layouts=_by_positions, merger="embed_vision", patches=one_to_one),
     Adapter(model_type="gemma4_unified", layouts=_by_positions),
 )

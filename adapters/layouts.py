@@ -32,13 +32,16 @@ def crops(sizes: list[Grid], *, skip: int = 0) -> Layout:
 
 
 def square_videos(config: Any, features: Features, *, newline: int = 0) -> list[Layout]:
-    """Every entry holds the frames of one video, square ones, and then `newline` rows that are no patches."""
-    frames = features.arguments["pixel_values_videos"].shape[1]
+    """Every entry holds the frames of one video, square ones, and then `newline` rows that are no patches.
+
+    Older versions of transformers append the newline behind the encoding.
+    """
+    frames = features.pixels.shape[1]
     result = []
     for n in features.rows:
-        grid = square((n - newline) // frames)
-        crop = torch.zeros(n, dtype=torch.long)
-        crop[n - newline :] = -1
+        patches = n - n % frames
+        grid = square(patches // frames)
+        crop = torch.cat([torch.zeros(patches), -torch.ones(newline)]).long()
         result.append(Layout(crop=crop, grids=(None if grid is None else (frames, *grid[1:]),)))
     return result
 
@@ -107,6 +110,15 @@ def stacked(config: Any, features: Features, entered: Tensor) -> Tensor:
     """Pixel shuffle: patches of one token follow each other in the channels of the merger's input."""
     width = config.vision_config.hidden_size
     return entered.reshape(-1, entered.shape[-1] // width, width)
+
+
+def pooled(config: Any, features: Features, entered: Tensor) -> Tensor:
+    """Average pooling of a square picture [images, patches, d] in square blocks."""
+    images, patches, width = entered.shape
+    across = isqrt(features.rows[0])
+    block = isqrt(patches) // across
+    blocks = entered.view(images, across, block, across, block, width).transpose(2, 3)
+    return blocks.reshape(-1, block * block, width)
 
 
 def by_modality(image: Callable, video: Callable) -> Callable[[Any, Features], list[Layout]]:

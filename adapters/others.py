@@ -6,6 +6,7 @@ from typing import Any
 
 from .base import Adapter, Features, Layout, whole
 from .layouts import grid_thw, neighbours, one_to_one, squares
+from .qwen import windows
 
 ALIGNER = {"layouts": squares, "merger": "aligner", "patches": one_to_one}
 NEIGHBOURS = {"layouts": grid_thw, "merger": "multi_modal_projector", "patches": neighbours}
@@ -34,5 +35,5 @@ OTHERS = (
     Adapter(model_type="cosmos3_edge", layouts=grid_thw, merger="projector", patches=neighbours),
     Adapter(model_type="cosmos3_omni", layouts=grid_thw, merger="visual.merger", patches=neighbours),
     Adapter(model_type="lfm3_vl", **NEIGHBOURS),
-    Adapter(model_type="hyperclovax_vision_v2", layouts=grid_thw),
+    Adapter(model_type="hyperclovax_vision_v2", layouts=grid_thw, merger="vision_model.merger", patches=windows),
 )

@@ -100,7 +100,7 @@ class TestBadModels:
         with pytest.raises(errors.UnsupportedModelError, match=r"'newllava'.*supported are.* llava,.* qwen2_5_vl"):
             tokenprune.wrap(model, "uniform", keep=4)
 
-    @pytest.mark.parametrize("name", REFUSED)
+    @pytest.mark.parametrize("name", [name for name in REFUSED if name in BY_NAME])
     def test_variant(self, name):
         with pytest.raises(errors.UnsupportedModelError, match=REFUSED[name]):
             tokenprune.wrap(BY_NAME[name].model(), "uniform", keep=4)
@@ -123,12 +123,19 @@ class TestBadModels:
         with pytest.raises(errors.InvalidArgumentError, match="positions='compact'"):
             tokenprune.wrap(QWEN2_5_VL.model(), "uniform", keep=4, positions="compact")
 
+    def test_compact_positions_where_only_the_forward_tells(self):
+        family = BY_NAME["cohere_compass"]  # its config names sections by layer type
+        model, inputs = family.model(), family.inputs()
+        with tokenprune.wrap(model, "uniform", keep=4, positions="compact"):
+            with pytest.raises(errors.InvalidArgumentError, match="positions='compact'"):
+                model.generate(**inputs, max_new_tokens=2)
+
     def test_policy_that_needs_what_the_model_lacks(self):
         policy = tokenprune.CDPruner(keep=4, relevance=spy([], {"encoder"}))
-        with pytest.raises(errors.UnsupportedPolicyError, match="gemma3' mixes them"):
-            tokenprune.wrap(BY_NAME["gemma3"].model(), policy)
-        with pytest.raises(errors.UnsupportedPolicyError, match="gemma3' mixes them"):
-            tokenprune.wrap(BY_NAME["gemma3"].model(), tokenprune.DivPrune(keep=4, features="pre_merger"))
+        with pytest.raises(errors.UnsupportedPolicyError, match="got_ocr2' mixes them"):
+            tokenprune.wrap(BY_NAME["got_ocr2"].model(), policy)
+        with pytest.raises(errors.UnsupportedPolicyError, match="got_ocr2' mixes them"):
+            tokenprune.wrap(BY_NAME["got_ocr2"].model(), tokenprune.DivPrune(keep=4, features="pre_merger"))
 
 
 class TestBadForwards:

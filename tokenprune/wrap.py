@@ -17,6 +17,7 @@ from .registry import get_policy
 from .report import Report
 from .stages.hook import Hook
 from .stages.parts import Parts, find_parts
+from .stages.positions import NO_COMPACT
 from .stages.projector import Options, ProjectorStage
 
 POSITIONS = ("original", "compact")
@@ -201,10 +202,7 @@ def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) 
             )
     rope = getattr(parts.decoder.config, "rope_parameters", None) or {}
     if positions == "compact" and "mrope_section" in rope:
-        raise InvalidArgumentError(
-            f"positions='compact' has no meaning for the time, row and column positions of "
-            f"{parts.adapter.model_type!r}: use positions='original'."
-        )
+        raise InvalidArgumentError(NO_COMPACT.format(family=parts.adapter.model_type))
 
 
 def _forget_compiled_code() -> None:

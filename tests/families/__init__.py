@@ -3,6 +3,9 @@
 A new family adds one builder to a file here; FAMILIES parametrises the tests and README's table.
 """
 
+import transformers
+from transformers import CONFIG_MAPPING
+
 from . import anyres, documents, gemma, glm, kimi, llava, omni, others, qwen, qwen_relatives, tiled
 from .base import CLIP, IMAGE, PRE_ENCODES, REPEATABLE, TEXT, VIDEO, Family
 
@@ -12,12 +15,19 @@ REFUSED = {
     "minimax_m3_vl-sparse": "takes position ids for cache slots",
     "unlimited_ocr": "keeps as many slots as the unpruned prompt",
 }
-BUILT: list[Family] = [family for module in MODULES for family in module.FAMILIES]
+ALL: list[Family] = [family for module in MODULES for family in module.FAMILIES]
+INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
+BUILT = [
+    family
+    for family in ALL
+    if family.model_type in CONFIG_MAPPING and tuple(map(int, family.since.split("."))) <= INSTALLED
+]
 FAMILIES = [family for family in BUILT if family.name not in REFUSED]
 BY_NAME = {family.name: family for family in BUILT}
 LLAVA, QWEN2_5_VL, QWEN2_5_VL_VIDEO = (BY_NAME[name] for name in ("llava", "qwen2_5_vl", "qwen2_5_vl-video"))
 
 __all__ = [
+    "ALL",
     "BUILT",
     "BY_NAME",
     "CLIP",

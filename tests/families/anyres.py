@@ -28,8 +28,13 @@ SIZES, CROPS, LENGTHS = [[17, 32], [32, 10]], [5, 3], [16 + 4 * (8 + 1), 16 + 8 
 
 
 def _vipllava() -> Any:
+    layers = [-1, -2, -3]  # under the present name and the one before
     config = transformers.VipLlavaConfig(
-        vision_config=CLIP, text_config=text("llama"), image_token_id=IMAGE, vision_feature_layer=[-1, -2, -3]
+        vision_config=CLIP,
+        text_config=text("llama"),
+        image_token_id=IMAGE,
+        vision_feature_layer=layers,
+        vision_feature_layers=layers,
     )
     return transformers.VipLlavaForConditionalGeneration(config)
 
@@ -214,7 +219,7 @@ FAMILIES = [
     Family("llava_next_video-video", _llava_next_video, _video_pooled, modality="video"),
     Family("llava_onevision", _llava_onevision, _anyres_onevision),
     Family("llava_onevision-video", _llava_onevision, _video_onevision, modality="video"),
-    Family("video_llava", _video_llava, _small),
+    Family("video_llava", _video_llava, _small, since="5.23"),
     Family(
         "video_llava-video",
         _video_llava,
@@ -222,7 +227,7 @@ FAMILIES = [
         modality="video",
         protected=lambda video: [0, 17, 34, 51],  # class tokens of four frames
     ),
-    Family("granite4_vision", _granite4_vision, _anyres_granite),
+    Family("granite4_vision", _granite4_vision, _anyres_granite, since="5.23"),
     Family("fast_vlm", _fast_vlm, _large),
     Family("perception_lm", _perception_lm, _tiles),
     Family("perception_lm-video", _perception_lm, _video_tiles, modality="video"),

@@ -70,6 +70,7 @@ class Family:
             plain attention whose logits spread over +-5. RECURRENT layers sum along the sequence, and SHARP attention
             (without scaling, or with large angles at shifted positions) magnifies it.
         apart: every run of placeholders counts as an image of its own (frames written as images, say).
+        since: the first transformers whose class takes this config and these inputs, as far as it was tried.
         protected: maps the number of an image to those of its placeholders that hold no patch, where the model has no
             `image_newline` to tell them by.
     """
@@ -82,6 +83,7 @@ class Family:
     attentions: tuple[str, ...] = ("sdpa", "eager")
     tolerance: float = 2e-5
     apart: bool = False
+    since: str = "5.17"
     protected: Callable[[int], list[int]] = field(default=lambda image: [])
 
     @property

@@ -219,7 +219,9 @@ FAMILIES = [
     Family("gemma3", _gemma3_sliding, _gemma3_images, extra=_images),
     Family("gemma3-full", _gemma3_full, _gemma3_images, extra=_images),
     Family("gemma4", _gemma4_vision, _gemma4_images, extra=types, tolerance=SHARP),
-    Family("gemma4-video", _gemma4_vision, _gemma4_videos, modality="video", extra=types, tolerance=SHARP),
+    Family(
+        "gemma4-video", _gemma4_vision, _gemma4_videos, modality="video", extra=types, tolerance=SHARP, since="5.23"
+    ),
     Family("gemma4-shared", _gemma4_shared, _gemma4_images, extra=types, tolerance=SHARP),
     Family("gemma3n", _gemma3n, _gemma3n_images, extra=_images),
 ]

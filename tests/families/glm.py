@@ -285,8 +285,10 @@ FAMILIES = [
     VideoAsImages("glm46v-video", _glm46v, frames, modality="video", extra=in_video),
     Family("glm_ocr", _glm_ocr, images, extra=types),
     VideoAsImages("glm_ocr-video", _glm_ocr, frames, modality="video", extra=in_video),
-    Family("glm5_next", _glm5_next, images, extra=types, tolerance=RECURRENT),
-    VideoAsImages("glm5_next-video", _glm5_next, frames, modality="video", extra=in_video, tolerance=RECURRENT),
+    Family("glm5_next", _glm5_next, images, extra=types, tolerance=RECURRENT, since="5.23"),
+    VideoAsImages(
+        "glm5_next-video", _glm5_next, frames, modality="video", extra=in_video, tolerance=RECURRENT, since="5.23"
+    ),
     Family("video_llama_3", _video_llama_3, _merged),
     Family("video_llama_3-video", _video_llama_3, _compressed, modality="video"),
     Family("ernie4_5_vl_moe", _ernie4_5_vl_moe, _ernie_images, extra=_ernie_types),

@@ -330,5 +330,6 @@ FAMILIES = [
         modality="video",
         extra=types,
         tolerance=SHARP,
+        since="5.23",
     ),
 ]

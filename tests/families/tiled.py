@@ -319,6 +319,6 @@ FAMILIES = [
     Family("mistral3", _mistral3, _merged),
     Family("got_ocr2", _got_ocr2, _joined_large),
     Family("lfm2_vl", _lfm2_vl, _lfm2),
-    Family("minicpmv4_6", _minicpmv4_6, _minicpm, tolerance=RECURRENT),
+    Family("minicpmv4_6", _minicpmv4_6, _minicpm, tolerance=RECURRENT, since="5.23"),
     Family("minicpmv4_6-video", _minicpmv4_6, _minicpm_frames, modality="video", tolerance=RECURRENT),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -49,11 +50,27 @@ def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> N
         if given.get("position_ids") is None and hasattr(outer, "compute_3d_position_ids"):
             given["position_ids"] = _three_dimensional(outer, given, new)  # it would count them from the mask
         given["attention_mask"] = state.physical_mask(mask, past, new)
+    if state is not None:
+        given.update(_types(given, past, new, int(cache.get_seq_length())))
     if state is not None and state.shift is not None:
         positions = given.get("position_ids")
         if positions is None:
             positions = (torch.arange(new, device=segment.device) + int(cache.get_seq_length()))[None]
         given["position_ids"] = positions - state.shift.to(positions.device)[:, None]
+
+
+def _types(given: dict[str, Any], past: int, new: int, logical: int) -> dict[str, Tensor]:
+    """Token types of all tokens so far, by cache slot: masks of images that see themselves are made from them.
+
+    Earlier slots count as text. Only tokens of one image see ahead, and no image lies in two calls.
+    """
+    names = ("token_type_ids", "mm_token_type_ids")
+    types = {name: given[name] for name in names if given.get(name) is not None}
+    return {
+        name: torch.cat([value.new_zeros(value.shape[0], past), value[:, logical:]], 1)
+        for name, value in types.items()
+        if value.shape[1] == logical + new
+    }
 
 
 def _three_dimensional(outer: nn.Module, given: dict[str, Any], new: int) -> Tensor | None:
@@ -63,11 +80,10 @@ def _three_dimensional(outer: nn.Module, given: dict[str, Any], new: int) -> Ten
         embeds = torch.empty(*given["input_ids"].shape, 0, device=given["input_ids"].device)
     if any(name.endswith("_grid_thw") and value is not None for name, value in given.items()):
         return None
+    known = {"inputs_embeds": embeds, **{name: given.get(name) for name in ("attention_mask", "past_key_values")}}
+    wanted = inspect.signature(outer.compute_3d_position_ids).parameters.values()  # differ by family
     positions = outer.compute_3d_position_ids(
-        input_ids=None,
-        inputs_embeds=embeds,
-        attention_mask=given.get("attention_mask"),
-        past_key_values=given.get("past_key_values"),
+        **{one.name: known.get(one.name) for one in wanted if one.name in known or one.default is one.empty}
     )
     return None if positions is None else positions[..., -new:]
 

@@ -82,8 +82,8 @@ class FeatureWatch:
     def _encode(self, modality: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._current is not None:  # videos of some families are encoded by the method for images
             return method(*args, **kwargs)
-        bound = inspect.signature(method).bind_partial(*args, **kwargs).arguments
-        known = {name: _light(value) for name, value in bound.items()}
+        bound = dict(inspect.signature(method).bind_partial(*args, **kwargs).arguments)
+        known = {name: _light(value) for name, value in {**bound, **kwargs}.items()}
         features = self._local.features = Features(modality=modality, arguments=known)
         try:
             output = method(*args, **kwargs)
@@ -114,6 +114,15 @@ class FeatureWatch:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._current is not None and self._wants_encoder():
             self._current.entered.append((args[0] if args else next(iter(kwargs.values()))).detach())
+
+
+def known_features(given: dict[str, Any]) -> dict[str, Features]:
+    """modality -> what was noted about `mm_encoder_outputs` among the arguments of a call.
+
+    Read where a call enters the model: further down, accelerate hands on copies of them, which lack the notes.
+    """
+    encoded = given.get("mm_encoder_outputs") or {}
+    return {modality: value._tokenprune for modality, value in encoded.items() if hasattr(value, "_tokenprune")}
 
 
 def _light(value: Any) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..report import DecoderShape
@@ -68,8 +69,8 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
         supported: model types to name in errors.
 
     Raises:
-        UnsupportedModelError: no transformers model, text-only, on the meta device, compiled, or of a family without
-            an adapter.
+        UnsupportedModelError: no transformers model, text-only, on the meta device, compiled, inside of a parallel
+            one, or of a family without an adapter.
     """
     given, model = model, _unwrapped(model)
     kind, families = type(model).__name__, ", ".join(supported)
@@ -78,21 +79,19 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
             f"model={kind} is compiled already, and a compiled graph ignores hooks added later: wrap the model first, "
             "then call torch.compile."
         )
+    if isinstance(getattr(model, "module", None), nn.Module):
+        raise UnsupportedModelError(
+            f"model={kind} only calls the model inside of it: give that one, wrap(model.module, ...); {kind} may go on "
+            "being called."
+        )
     if not all(hasattr(model, name) for name in ("config", "base_model", "get_decoder")):
         raise UnsupportedModelError(
             f"model={kind} is not a transformers model: give a loaded one of the families {families}."
         )
-    outer = model.base_model
-    if not hasattr(outer, "get_image_features"):
+    outer, adapter = model.base_model, lookup(model.config.model_type)
+    if adapter is None or not hasattr(outer, "get_image_features"):
         raise UnsupportedModelError(
-            f"model={kind} ({model.config.model_type}) has no vision tower, so it has no visual tokens: give a "
-            f"vision-language model of the families {families}."
-        )
-    adapter = lookup(model.config.model_type)
-    if adapter is None:
-        raise UnsupportedModelError(
-            f"model={kind} is of the family {model.config.model_type!r}, which is not supported yet: supported are "
-            f"{families}."
+            f"model={kind} of the family {model.config.model_type!r} {_obstacle(model, lookup)} {families}."
         )
     if (problem := adapter.problem(model.config)) is not None:
         raise UnsupportedModelError(f"model={kind} cannot be wrapped: {problem}.")
@@ -108,7 +107,34 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
     return Parts(model=model, entries=entries, outer=outer, decoder=decoder, adapter=adapter)
 
 
+def _obstacle(model: Any, lookup) -> str:
+    """Why a transformers model without an adapter cannot be pruned; what can be follows."""
+    config, instead = model.config, "give a vision-language model of the families"
+    part = next((name for name, child in model.named_children() if _has_adapter(child, lookup)), None)
+    if part is not None:
+        return f"is made of several models, and one of them has visual tokens: wrap(model.{part}, ...). Supported are"
+    if config.is_encoder_decoder:
+        return f"is an encoder-decoder, and only decoders that read images in their own prompt are pruned: {instead}"
+    if not hasattr(config, "vision_config") and not hasattr(model.base_model, "get_image_features"):
+        return f"has no vision tower, so it has no visual tokens: {instead}"
+    names = " ".join(name for name, _ in model.named_modules())
+    if "qformer" in names or hasattr(config, "latent_query_num"):
+        return f"reads images through a few learned queries, which leave no visual tokens to choose from: {instead}"
+    if "cross_attn" in names or "crossattention" in names:
+        return f"reads images by cross-attention, so its prompt holds no visual tokens: {instead}"
+    if "vqmodel" in names or "vqvae" in names:
+        return f"reads images as words of its vocabulary, which its decoder cannot tell from text: {instead}"
+    return "is not supported yet: supported are"
+
+
+def _has_adapter(module: nn.Module, lookup) -> bool:
+    config = getattr(module, "config", None)
+    return hasattr(module, "get_decoder") and lookup(getattr(config, "model_type", None)) is not None
+
+
 def _unwrapped(model: Any) -> Any:
-    """The transformers model inside of a PEFT model."""
+    """The transformers model inside of a PEFT model, or of what PEFT keeps it in."""
     inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
+    if callable(inner):
+        return inner()
+    return model.model if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel) else model

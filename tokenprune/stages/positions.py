@@ -11,6 +11,10 @@ from ..errors import UnsupportedModelError
 from .cache import CacheState
 from .gather import Cut
 
+NO_COMPACT = (
+    "positions='compact' has no meaning for the time, row and column positions of {family!r}: use positions='original'."
+)
+
 
 def two_dimensional(mask: Any, state: CacheState | None, batch: int, new: int, past: int) -> Tensor | None:
     """[batch, past + new] over cache slots for the 4-D mask that `generate` made for a static cache.

@@ -24,22 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Features
-from ..errors import InputError, NotEngagedError, UnsupportedModelError
+from ..errors import InputError, InvalidArgumentError, NotEngagedError, UnsupportedModelError
 from ..policies import ProjectorPolicy
 from ..report import Report
 from .cache import Life, physical_length, state_of
 from .continued import continue_cache, remember
 from .deepstack import DeepStack
-from .features import FeatureWatch
+from .features import FeatureWatch, known_features
 from .gather import Cut, shorten_inputs
 from .hook import Hook
 from .parts import Parts
-from .positions import compact, one_sequence
+from .positions import NO_COMPACT, compact, one_sequence
 from .prompt import PromptReader
 from .select import apply_policies, budgets_remove
 from .separators import drop_empty
 from .units import UnitState, make_units
-from .visual import Call, find_items, keys_of, modalities, placeholder_masks
+from .visual import Call, find_items, has_placeholder, keys_of, modalities, placeholder_masks
 
 
 @dataclass
@@ -152,19 +152,28 @@ class ProjectorStage:
             self.call.features.append(features)
 
     def before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._local.labels = by_name(module, args, kwargs).get("labels") is not None
+        given = by_name(module, args, kwargs)
+        self._local.labels = given.get("labels") is not None
+        self._local.encoded = known_features(given)
 
     def before_outer(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         given = by_name(module, args, kwargs)
         present = modalities(given) if self.enabled else []
         continue_cache(module, given, fills=bool(present) and not self.keeps_all)
         self._local.call = None
+        encoded, self._local.encoded = getattr(self._local, "encoded", {}), {}
+        if self.enabled and "read_index" in given and has_placeholder(self.parts, given):
+            raise UnsupportedModelError(
+                "continuous batching (generate_batch, cache_implementation='paged') packs prompts into one row and "
+                "hands no images to the model, pruned or not: use generate() without it for prompts with images."
+            )
         if present:
             mask = given.get("attention_mask")
             call = Call(
                 kwargs=given,
                 masks=placeholder_masks(self.parts, given, present),
                 mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+                encoded=encoded,
             )
             if not call.masks or not call.visual.any():
                 raise InputError(
@@ -185,11 +194,6 @@ class ProjectorStage:
         if call is None or x is None or call.visual.shape != x.shape[:2]:
             return None
         attention = str(module.config._attn_implementation)
-        if attention.startswith("paged"):
-            raise UnsupportedModelError(
-                "the model runs paged attention (continuous batching), which packs several prompts into one row that "
-                "cannot be cut: use generate() without it."
-            )
         units = self._units(call, x.device)
         call.wanted = budgets_remove(self.policies, units)
         batch, length = x.shape[:2]
@@ -224,7 +228,9 @@ class ProjectorStage:
             short[deepstack.name] = deepstack.shorten(keep, kwargs)
         shift = None
         if self.options.positions == "compact":
-            short["position_ids"], shift = compact(positions.expand(batch, -1), cut, real)
+            if positions.ndim == 3:
+                raise InvalidArgumentError(NO_COMPACT.format(family=self.parts.adapter.model_type))
+            short["position_ids"], shift = compact(positions.expand(batch, -1).to(x.device), cut, real)
             if (state := state_of(cache)) is not None and state.shift is not None:
                 shift = shift + state.shift
         if "flash" in attention and batch == 1:

@@ -165,7 +165,8 @@ def _patches(features: Features, adapter: Adapter, config) -> Tensor | None:
     """[rows of the merger's output, P, d_v], None where none were captured."""
     if adapter.patches is None or not features.entered:
         return None
-    return torch.cat([adapter.patches(config, features, entered) for entered in features.entered])
+    patches = [adapter.patches(config, features, entered) for entered in features.entered]
+    return None if patches[0] is None else torch.cat(patches)
 
 
 def _own_patches(item: Item, patches: Tensor | None) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from ..adapters import Features, Layout
 from ..errors import InputError, UnsupportedModelError
 from .features import rows_of
 from .parts import Parts
+
+# The arguments that bring a modality; others (tiles, masks) may come again with later calls and mean nothing there.
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
 
 @dataclass
@@ -48,7 +51,8 @@ class Call:
     kwargs: dict[str, Any]
     masks: dict[str, Tensor]  # modality -> [B, L] bool on the CPU
     mask: Tensor | None  # [B, past + L], over cache slots
-    features: list[Features] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)  # of the towers that ran inside this forward
+    encoded: dict[str, Features] = field(default_factory=dict)  # modality -> of `mm_encoder_outputs` as they came in
     items: list[Item] = field(default_factory=list)
     seen: bool = False  # the decoder was called with this forward's visual tokens
     wanted: bool = False  # the budget asks to remove something
@@ -70,11 +74,10 @@ class Call:
 def modalities(kwargs: dict[str, Any]) -> list[str]:
     """Modalities this very call brings. A placeholder id that the model generated itself is no visual token."""
     encoded = kwargs.get("mm_encoder_outputs") or {}
-    given = [name for name, value in kwargs.items() if name.startswith("pixel_values") and value is not None]
     return [
         modality
-        for modality in ("image", "video")
-        if encoded.get(modality) is not None or any(("video" in name) == (modality == "video") for name in given)
+        for modality, names in PIXELS.items()
+        if encoded.get(modality) is not None or any(kwargs.get(name) is not None for name in names)
     ]
 
 
@@ -90,6 +93,12 @@ def placeholder_masks(parts: Parts, kwargs: dict[str, Any], present: list[str]) 
     return masks
 
 
+def has_placeholder(parts: Parts, kwargs: dict[str, Any]) -> bool:
+    """Whether a call has placeholders of any modality, with images or without."""
+    masks = [_placeholders(parts, kwargs, modality) for modality in ("image", "video")]
+    return any(mask is not None and bool(mask.any()) for mask in masks)
+
+
 def _placeholders(parts: Parts, kwargs: dict[str, Any], modality: str) -> Tensor | None:
     token, ids, embeds = parts.placeholder(modality), kwargs.get("input_ids"), kwargs.get("inputs_embeds")
     if token is None:
@@ -101,11 +110,13 @@ def _placeholders(parts: Parts, kwargs: dict[str, Any], modality: str) -> Tensor
 
 def _features(call: Call, modality: str) -> Features:
     """The encoding that the placeholders of a modality are filled from."""
+    if modality in call.encoded:
+        return call.encoded[modality]
     encoded = (call.kwargs.get("mm_encoder_outputs") or {}).get(modality)
     if encoded is None:  # the tower ran inside this forward; images before videos
         own = [features for features in call.features if features.modality == modality]
         return own[0] if own else replace(call.features[-1], modality=modality)
-    if (features := getattr(encoded, "_tokenprune", None)) is not None:
+    if (features := getattr(encoded, "_tokenprune", None)) is not None:  # it ran inside, and left its output there
         return features
     if len(rows := rows_of(encoded)) == 1 and getattr(encoded, "last_hidden_state", None) is None:
         raise UnsupportedModelError(
@@ -132,6 +143,11 @@ def find_items(call: Call, parts: Parts) -> list[Item]:
         places = [row.nonzero()[:, 0] for row in mask]
         total, encoded = sum(map(len, places)), sum(map(len, layouts))
         if not encoded or total % encoded or len(places) % (total // encoded):
+            if sum(features.rows) == total:
+                raise UnsupportedModelError(
+                    f"the encoder of {parts.adapter.model_type!r} answered {total} rows where {encoded} were expected: "
+                    "this transformers version encodes differently, please report it."
+                )
             return []
         times, row, rest = total // encoded, 0, iter(layouts)
         for prompt in range(0, len(places), times):
@@ -152,28 +168,28 @@ def find_items(call: Call, parts: Parts) -> list[Item]:
 def _layouts(parts: Parts, features: Features) -> list[Layout]:
     try:
         layouts = parts.adapter.layouts(parts.config, features)
-    except KeyError as error:
-        raise InputError(
-            f"mm_encoder_outputs were encoded before the model was wrapped, and {error} is needed to tell their images "
-            "apart: pass pixel_values, or encode after wrap."
-        ) from None
-    if sum(map(len, layouts)) != sum(features.rows):
-        raise UnsupportedModelError(
-            f"the encoder of {parts.adapter.model_type!r} answered {sum(features.rows)} rows where "
-            f"{sum(map(len, layouts))} were expected: this transformers version encodes differently, please report it."
-        )
-    return layouts
+        if features.arguments or sum(map(len, layouts)) == sum(features.rows):
+            return layouts
+        missing = "how the model packed them"
+    except (KeyError, StopIteration) as error:
+        missing = str(error) or "their pixels' shape"
+    raise InputError(
+        f"mm_encoder_outputs were encoded before the model was wrapped, and {missing} is needed to tell their images "
+        "apart: pass pixel_values, or encode after wrap."
+    )
 
 
 def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
     """Number images within samples and the batch; tiles of one image share both numbers."""
-    ids = call.kwargs.get("input_ids")
+    ids, embeds = call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds")
     ids = None if ids is None else ids.cpu()
 
-    def before(item: Item) -> int | None:
-        """The token before an item"""
-        slot = int(item.slots[0])
-        return None if ids is None or slot == 0 else int(ids[item.sample, slot - 1])
+    def before(item: Item) -> Hashable:
+        """The token before an item, or its embedding where there are no ids; None where nothing is before it."""
+        slot = int(item.slots[0]) - 1
+        if slot < 0:
+            return None
+        return tuple(embeds[item.sample, slot].tolist()) if ids is None else int(ids[item.sample, slot])
 
     join, marks = parts.adapter.join, {}
     for item in items:
@@ -193,7 +209,7 @@ def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
     return items
 
 
-def _is_joined(join: str, modality: str, gap: int, mark_before: int | None, mark: int | None, end: int | None) -> bool:
+def _is_joined(join: str, modality: str, gap: int, mark_before: Hashable, mark: Hashable, end: Hashable) -> bool:
     """Whether an item belongs to the image of the one before it.
 
     Args:

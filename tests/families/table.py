@@ -1,0 +1,48 @@
+"""`python -m tests.families.table`: README's table of families, from the list the tests run on."""
+
+from __future__ import annotations
+
+import tokenprune
+from tokenprune.adapters import ADAPTERS, Adapter
+
+from . import BUILT, REFUSED, Family
+
+HEAD = """| `model_type` | image | video | several images | padding | tiles | tower features |
+|---|---|---|---|---|---|---|
+"""
+
+
+def row(adapter: Adapter, variants: list[Family]) -> str:
+    """One line: what of the family is in the exactness matrix."""
+    variants = [family for family in variants if family.name not in REFUSED]
+    if not variants:
+        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | |\n"
+    pictures = [family for family in variants if family.modality == "image" and not family.name.endswith("-video")]
+    if any(family.modality == "video" for family in variants):
+        video = "yes"
+    else:
+        video = "as images" if len(pictures) < len(variants) else "–"
+    cells = [f"`{adapter.model_type}`", _word(pictures), video, "yes", "yes", _word(any(map(has_tiles, pictures)))]
+    return f"| {' | '.join([*cells, _word(adapter.patches)])} |\n"
+
+
+def _word(value: object) -> str:
+    return "yes" if value else "–"
+
+
+def has_tiles(family: Family) -> bool:
+    """Whether an image has several crops."""
+    model, inputs = family.model(), family.inputs((1,))
+    with tokenprune.wrap(model, "uniform", keep=0.5, per="crop") as handle:
+        model.generate(**inputs, max_new_tokens=1)
+    return len(handle.report().units) > 1 and not family.apart
+
+
+def table() -> str:
+    """The whole table."""
+    lines = [row(one, [family for family in BUILT if family.model_type == one.model_type]) for one in ADAPTERS]
+    return HEAD + "".join(lines)
+
+
+if __name__ == "__main__":
+    print(table(), end="")
