@@ -6,7 +6,7 @@ import torch
 import tokenprune
 from tests import probes, reference
 from tests.default_policies import POLICIES
-from tests.families import FAMILIES, LLAVA, QWEN2_5_VL
+from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL, VIDEO
 from tests.probes import TOLERANCE, generate, logits, new_tokens, protected
 
 BATCHES = [(1,), (2, 1), (1, 0, 3)]
@@ -70,3 +70,32 @@ def test_every_other_policy(family, name):
     expected = reference.logits(model, inputs, reference.keep_mask(inputs, report), new_tokens(pruned, inputs))
     assert report.kept < report.total
     assert (logits(pruned) - expected).abs().max() < TOLERANCE
+
+
+def both(images, videos):
+    """One image and one video in a prompt: the two prompts of a family behind each other."""
+    one, other = images.inputs((1,)), videos.inputs((1,))
+    ids = torch.cat([one["input_ids"], other["input_ids"]], 1)
+    return {**one, **other, "input_ids": ids, "attention_mask": torch.ones_like(ids), **images.extra(ids)}
+
+
+MIXED = [
+    pytest.param(BY_NAME[name.removesuffix("-video")], video, id=name.removesuffix("-video"))
+    for name, video in BY_NAME.items()
+    if video.modality == "video" and video.token == VIDEO and name.removesuffix("-video") in BY_NAME
+]
+
+
+@pytest.mark.parametrize(("images", "videos"), MIXED)
+def test_image_and_video_in_one_prompt(images, videos):
+    model, inputs = images.model(), both(images, videos)
+    with tokenprune.wrap(model, "divprune", keep=0.3) as handle:
+        pruned, report = generate(model, inputs), handle.report()
+    assert {unit.kind for unit in report.units} == {"image", "video"}
+    keep = reference.keep_mask(inputs, report)
+    counted = torch.zeros_like(keep)
+    for unit in report.units:
+        counted[unit.sample, unit.slots] = True
+    keep |= reference.visual(inputs) & ~counted  # newlines and class tokens; test_units.py says which
+    expected = reference.logits(model, inputs, keep, new_tokens(pruned, inputs))
+    assert (logits(pruned) - expected).abs().max() < images.tolerance
