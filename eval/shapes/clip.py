@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, PreTrainedModel
 from .data import IDS, encode
 from .inference import load
 from .language import BOS, EOS, PAD, WORDS, tokenizer
+from .modeling import pixel_values
 from .questions import COLOR_NAMES, KINDS, Question, ask, plural
 from .scenes import SHAPES, Item, Scene, scene, stream
 
@@ -105,7 +106,7 @@ def loss(clip: CLIPModel, number: int) -> torch.Tensor:
     asked = [_questions(drawn, rng) for drawn, rng in zip(scenes, rngs, strict=True)]
     marks = [[named_patches(q.text, drawn) for q in some] for drawn, some in zip(scenes, asked, strict=True)]
     on_object = torch.from_numpy(np.array(marks))  # [B, QUESTIONS, VISUAL]
-    pixels = torch.from_numpy(np.stack([drawn.image for drawn in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = pixel_values(torch.from_numpy(np.stack([drawn.image for drawn in scenes])))
 
     scale = clip.logit_scale.exp().clamp(max=100)
     image, patches = features(clip, pixels)
@@ -130,7 +131,7 @@ def relevance_auc(clip: CLIPModel, scenes: int = 300) -> dict[str, float]:
     for seed in range(scenes):
         rng = stream("test", seed)
         drawn = scene(rng)
-        pixels = torch.from_numpy(drawn.image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = pixel_values(torch.from_numpy(drawn.image.copy())[None])
         patches = features(clip, pixels)[1][0]
         for question in _questions(drawn, rng):
             score = patches @ texts(clip, [encode(question.text)])[0]

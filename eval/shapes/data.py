@@ -159,11 +159,13 @@ class Batches:
     def _questions(self, drawn: Scene, rng: np.random.Generator) -> list[Question]:
         kinds, chances = list(self.weights), np.array(list(self.weights.values()))
         asked: list[Question] = []
-        while len(asked) < self.rows:
+        for _ in range(200):
             for kind in rng.choice(kinds, self.rows, p=chances / chances.sum()):
                 if question := ask(drawn.items, kind, rng):
                     asked.append(question)
-        return asked[: self.rows]
+            if len(asked) >= self.rows:
+                return asked[: self.rows]
+        raise ValueError(f"weights={self.weights} name only kinds that a scene of {len(drawn.items)} cannot answer.")
 
 
 def _spots(drawn: Scene, row: np.ndarray) -> np.ndarray:

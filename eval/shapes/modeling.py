@@ -17,6 +17,11 @@ MIDDLE = 2  # decoder layer whose output tells where a named object is, in train
 ROW = 12  # tokens of one packed question with its answer, padded
 
 
+def pixel_values(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], as the processor scales them."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def build(
     width=WIDTH, heads=HEADS, vision_layers=VISION_LAYERS, text_layers=TEXT_LAYERS
 ) -> LlavaForConditionalGeneration:
@@ -147,7 +152,7 @@ class Packed(nn.Module):
 
     def tower(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 [B, SIZE, SIZE, 3] -> features [B, 1 + VISUAL, width], CLS first."""
-        return self._tower(image.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        return self._tower(pixel_values(image))
 
     def decoder(self, features: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """features, ids [B, R, ROW] -> last and middle states [B, R, ROW, width], projected [B, VISUAL, width]."""

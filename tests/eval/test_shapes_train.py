@@ -80,3 +80,9 @@ def test_steps_from_the_command_line():
     assert shortened(STAGES, ["captions=7"])[2].steps == 7
     with pytest.raises(ValueError, match="the names are tower"):
         shortened(STAGES, ["caption=7"])
+
+
+def test_weights_that_no_scene_can_answer_are_an_error(monkeypatch):
+    monkeypatch.setitem(KINDS, "color", lambda items, rng: None)
+    with pytest.raises(ValueError, match="name only kinds"):
+        Batches(1, 2, 0, {"color": 1.0})[0]

@@ -153,7 +153,9 @@ def find_items(call: Call, parts: Parts) -> list[Item]:
         for prompt in range(0, len(places), times):
             start = 0
             while start < len(places[prompt]):
-                layout = next(rest)
+                layout = next(rest, None)
+                if layout is None:
+                    return []
                 for sample in range(prompt, prompt + times):
                     slots = places[sample][start : start + len(layout)]
                     if len(slots) != len(layout):
