@@ -20,7 +20,6 @@ REASONS = {
     "T5Gemma2": ENCODER,
     "Udop": ENCODER,
     "Pix2Struct": ENCODER,
-    "VisionEncoderDecoderModel": ENCODER,
     "Blip2": QUERIES,
     "InstructBlip": QUERIES,
     "InstructBlipVideo": QUERIES,

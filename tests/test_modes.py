@@ -8,7 +8,7 @@ import torch
 
 import tokenprune
 from tests import probes, reference
-from tests.families import BY_NAME, IMAGE, LLAVA, REPEATABLE, VIDEO
+from tests.families import BY_NAME, IMAGE, LLAVA, PRE_ENCODES, REPEATABLE, VIDEO
 from tests.families.base import VOCABULARY
 from tests.probes import STEPS, generate, logits, new_tokens
 from tokenprune import errors
@@ -16,6 +16,9 @@ from tokenprune import errors
 MROPE = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 ONE_D = ("llava", "llava_onevision", "internvl", "smolvlm", "gemma3", "mistral3")
 NO_EMBEDDINGS = ("gemma3",)  # transformers' generate refuses them
+# Without pre-encoding, `generate` repeats pixels tile by tile for beams, and Gemma's second turn is off dense as well.
+REPEATING = ONE_D if PRE_ENCODES else tuple(name for name in ONE_D if name != "internvl")
+LATER_IMAGES = (*(name for name in ONE_D if name != "gemma3"), *(("gemma3-full",) if PRE_ENCODES else ()))
 STATEFUL = ("qwen3_5",)  # transformers refuses assistance: candidates do not leave a recurrent state again
 
 
@@ -102,7 +105,7 @@ def without(inputs, *names):
 
 
 class TestGenerate:
-    @families(*ONE_D, *MROPE)
+    @families(*REPEATING, *MROPE)
     def test_sampling(self, family, every_third):
         model, inputs, keep = case(family)
         torch.manual_seed(0)
@@ -114,7 +117,7 @@ class TestGenerate:
             expected = reference.logits(model, inputs, keep, tokens[i::3])
             assert (logits(out)[i::3] - expected).abs().max() < family.tolerance
 
-    @families(*ONE_D, *MROPE)
+    @families(*REPEATING, *MROPE)
     def test_beam_search(self, family, every_third):
         """Scores are the reference's log-probabilities of the sequences that were found."""
         model, inputs, keep = case(family)
@@ -173,6 +176,7 @@ class TestGenerate:
         assert len(calls) < 12
         assert difference(out, model, inputs, keep) < family.tolerance
 
+    @pytest.mark.skipif(not PRE_ENCODES, reason="this transformers loses the images in chunked prefill, wrapped or not")
     @families(*ONE_D, *MROPE)
     def test_chunked_prefill(self, family, every_third):
         model, inputs, _ = case(family, (1,))
@@ -339,7 +343,7 @@ class TestTurns:
         assert (logits(second) - expected[:, -STEPS:]).abs().max() < family.tolerance
 
     # Gemma without the window, which counts the unpruned prompt within a turn and what is left of earlier ones.
-    @families(*(name for name in ONE_D if name != "gemma3"), "gemma3-full")
+    @families(*LATER_IMAGES)
     @pytest.mark.parametrize("positions", ["original", "compact"])
     def test_a_new_image(self, family, positions, every_third):
         """The reference reads both turns at once. M-RoPE models themselves cannot number a later image."""
@@ -366,7 +370,7 @@ class TestTurns:
         assert difference(out, model, inputs, keep) < family.tolerance
 
 
-@families(*ONE_D)
+@families(*REPEATING)
 class TestCompactPositions:
     def test_greedy_and_beams(self, family, every_third):
         model, inputs, keep = case(family)
