@@ -108,6 +108,7 @@ class TestPositionsAndMasks:
             assert torch.equal(out.sequences[:, : ids.shape[1]], ids)  # what was removed is still in the answer
             compare(logits(out), family, model, given, keep, new_tokens(out, inputs))
 
+    @pytest.mark.skipif(not PRE_ENCODES, reason="this transformers misreads images of a later turn itself")
     @families("gemma3", "gemma4")
     def test_images_of_a_later_turn_see_themselves(self, family, every_third):
         """Masks are made from token types by cache slot, which are given by token of the prompt."""
@@ -193,6 +194,7 @@ class TestPlaceholders:
 
 
 class TestFeatures:
+    @pytest.mark.skipif(not PRE_ENCODES, reason="which family answers what changed since this transformers")
     @pytest.mark.parametrize(
         ("name", "container"),
         [
