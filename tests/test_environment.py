@@ -6,7 +6,6 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import tokenprune
 from tests import reference
@@ -147,10 +146,6 @@ def bitsandbytes_4bit(model):
     bitsandbytes_layers(model, bitsandbytes.nn.Linear4bit, quant_type="nf4", compute_dtype=torch.float32)
 
 
-def torchao_int8(model):
-    quantize_(model.get_decoder(), Int8WeightOnlyConfig())
-
-
 def half_zero(model):
     """2:4 sparsity: the two smallest of every four weights of a row are zero."""
     for _, _, layer in linears(model):
@@ -174,7 +169,7 @@ class TestChangedWeights:
     """Nothing reads weights, so layers of another kind, sparse ones and fewer ones make no difference."""
 
     @both
-    @pytest.mark.parametrize("change", [bitsandbytes_8bit, bitsandbytes_4bit, torchao_int8, half_zero, shallow])
+    @pytest.mark.parametrize("change", [bitsandbytes_8bit, bitsandbytes_4bit, half_zero, shallow])
     def test_pruned_equals_the_manual_computation(self, family, change):
         model = family.model()
         change(model)

@@ -8,7 +8,7 @@ import torch
 
 import tokenprune
 from tests import probes, reference
-from tests.families import BY_NAME, IMAGE, LLAVA, PRE_ENCODES, REPEATABLE, VIDEO
+from tests.families import BY_NAME, IMAGE, PRE_ENCODES, REPEATABLE, VIDEO
 from tests.families.base import VOCABULARY
 from tests.probes import STEPS, generate, logits, new_tokens
 from tokenprune import errors
@@ -390,12 +390,3 @@ class TestCompactPositions:
             steps = own_loop(model, without(inputs, "attention_mask"))
         expected = reference.logits(model, inputs, keep, answer(steps), compact=True)
         assert (steps - expected).abs().max() < family.tolerance
-
-
-def test_compiled_forward(every_third):
-    """torch.compile works when the model is wrapped first."""
-    model, inputs, keep = case(LLAVA)
-    expected = reference.logits(model, inputs, keep, torch.zeros(2, 1).long())[:, 0]
-    with tokenprune.wrap(model, every_third):
-        forward = torch.compile(model.forward, backend="eager")
-        assert (forward(**inputs).logits[:, -1] - expected).abs().max() < LLAVA.tolerance

@@ -37,10 +37,13 @@ def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> N
         return
     segment = segment_of(given)
     batch, new = segment.shape[:2]
-    past = physical_length(cache)
     prepared = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
     if prepared and getattr(cache, "is_compileable", False):
-        given["attention_mask"] = two_dimensional(mask, state, batch, new, past)
+        # A decode step must not read the length of a static cache, which lives on the device.
+        nothing_to_say = new == 1 and state is not None and state.all_valid
+        given["attention_mask"] = (
+            None if nothing_to_say else two_dimensional(mask, state, batch, new, physical_length(cache))
+        )
     elif state is not None:
         if prepared:
             raise UnsupportedModelError(
@@ -49,9 +52,9 @@ def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> N
             )
         if given.get("position_ids") is None and hasattr(outer, "compute_3d_position_ids"):
             given["position_ids"] = _three_dimensional(outer, given, new)  # it would count them from the mask
-        given["attention_mask"] = state.physical_mask(mask, past, new)
+        given["attention_mask"] = state.physical_mask(mask, physical_length(cache), new)
     if state is not None:
-        given.update(_types(given, past, new, int(cache.get_seq_length())))
+        given.update(_types(given, cache, new))
     if state is not None and state.shift is not None:
         positions = given.get("position_ids")
         if positions is None:
@@ -59,13 +62,16 @@ def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> N
         given["position_ids"] = positions - state.shift.to(positions.device)[:, None]
 
 
-def _types(given: dict[str, Any], past: int, new: int, logical: int) -> dict[str, Tensor]:
+def _types(given: dict[str, Any], cache: Any, new: int) -> dict[str, Tensor]:
     """Token types of all tokens so far, by cache slot: masks of images that see themselves are made from them.
 
     Earlier slots count as text. Only tokens of one image see ahead, and no image lies in two calls.
     """
     names = ("token_type_ids", "mm_token_type_ids")
-    types = {name: given[name] for name in names if given.get(name) is not None}
+    types = {name: given[name] for name in names if given.get(name) is not None and given[name].shape[1] > new}
+    if not types:
+        return {}
+    past, logical = physical_length(cache), int(cache.get_seq_length())
     return {
         name: torch.cat([value.new_zeros(value.shape[0], past), value[:, logical:]], 1)
         for name, value in types.items()
