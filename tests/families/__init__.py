@@ -6,10 +6,10 @@ A new family adds one builder to a file here; FAMILIES parametrises the tests an
 import transformers
 from transformers import CONFIG_MAPPING
 
-from . import anyres, documents, gemma, glm, kimi, llava, omni, others, qwen, qwen_relatives, tiled
+from . import anyres, documents, gemma, glm, kimi, llava, minicpm, omni, others, qwen, qwen_relatives, tiled
 from .base import CLIP, IMAGE, PRE_ENCODES, REPEATABLE, TEXT, VIDEO, Family
 
-MODULES = (llava, qwen, qwen_relatives, gemma, anyres, tiled, glm, kimi, documents, others, omni)
+MODULES = (llava, qwen, qwen_relatives, gemma, anyres, tiled, glm, kimi, documents, minicpm, others, omni)
 # Families that wrap refuses, with the reason it gives.
 REFUSED = {
     "minimax_m3_vl-sparse": "takes position ids for cache slots",

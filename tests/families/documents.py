@@ -1,4 +1,4 @@
-"""Readers of documents and pages, most of them with tiles: MiniCPM, Granite Docling, DeepSeek-OCR 2, Ovis, ..."""
+"""Readers of documents and pages, most of them with tiles: Granite Docling, DeepSeek-OCR 2, Ovis, ..."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from .base import (
     GLOBAL,
     IDS,
     IMAGE,
-    RECURRENT,
     TEXT,
     VIDEO,
     VISION_END,
@@ -25,20 +24,10 @@ from .base import (
     bordered,
     noise,
     text,
-    types,
 )
 
-ID_START, ID_END, SLICE_START, SLICE_END = 156, 157, 158, 159
 TILE, SECOND_TILE = 156, 157  # name tiles; the first also stands between two
 VIT = {name: value for name, value in CLIP.items() if name not in ("model_type", "projection_dim")}
-HYBRID = {
-    "head_dim": 16,
-    "layer_types": ["linear_attention", "full_attention"] * 2,
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
 EXPERTS = {
     "n_routed_experts": 4,
     "n_shared_experts": 1,
@@ -134,65 +123,6 @@ def _joined(counts: tuple[int, ...]) -> Pixels:
     """Every other image in two tiles and a thumbnail, all in one run of placeholders."""
     each = [3 - 2 * (i % 2) for i in range(sum(counts))]
     return {"pixel_values": noise(sum(each), 3, 32, 32)}, bordered([16 * k for k in each])
-
-
-def _minicpm(prefix: str, **changes: Any) -> Any:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    rope |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    vision = {**VIT, "num_hidden_layers": 4, "image_size": 32, "insert_layer_id": 1}
-    config = getattr(transformers, f"{prefix}Config")(
-        vision_config=vision,
-        text_config=text("qwen3_5_text", **HYBRID, rope_parameters=rope),
-        insert_layer_id=1,
-        tie_word_embeddings=False,
-        **IDS,
-        **changes,
-    )
-    return getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
-
-
-def _minicpmv4_7() -> Any:
-    borders = {"image_start_id": VISION_START, "image_end_id": VISION_END, "newline_id": BREAK}
-    return _minicpm("MiniCPMV4_7", slice_start_id=SLICE_START, slice_end_id=SLICE_END, **borders)
-
-
-def _strip(grids: list[tuple[int, int]], factor: int, suffix: str = "") -> dict[str, torch.Tensor]:
-    """Patches of all slices side by side, as the one wide image that the tower reads."""
-    sizes = torch.tensor([[h * factor, w * factor] for h, w in grids])
-    return {
-        f"pixel_values{suffix}": noise(1, 3, 4, 4 * int(sizes.prod(-1).sum())),
-        f"target_sizes{suffix}": sizes,
-    }
-
-
-def _numbers(counts: tuple[int, ...]) -> list[list[int]]:
-    """<image_id>0</image_id> and so on: images are counted within their sample."""
-    return [[ID_START, 5 + i, ID_END] for count in counts for i in range(count)]
-
-
-def _slices(counts: tuple[int, ...], *, factor: int) -> Pixels:
-    """Every other image as an overview of 3 x 4 tokens and two rows of two slices of 2 x 3; the others whole."""
-    overview, part = (3, 4), [SLICE_START, *[IMAGE] * 6, SLICE_END]
-    grids, blocks = [], []
-    for i, number in enumerate(_numbers(counts)):
-        if i % 2:
-            grids += [(4, 4)]
-            blocks += [[*number, VISION_START, *[IMAGE] * 16, VISION_END]]
-        else:
-            grids += [overview] + [(2, 3)] * 4
-            rows = [*part, *part, BREAK, *part, *part]
-            blocks += [[*number, VISION_START, *[IMAGE] * 12, VISION_END, *rows]]
-    return _strip(grids, factor), blocks
-
-
-def _frames(counts: tuple[int, ...], *, factor: int) -> Pixels:
-    """Three frames, each with its borders, nothing between them."""
-    grids, blocks = [], []
-    for i, number in enumerate(_numbers(counts)):
-        grid = (2, 3 + i % 2)
-        grids += [grid] * 3
-        blocks += [[*number, *[VISION_START, *[VIDEO] * grid[0] * grid[1], VISION_END] * 3]]
-    return _strip(grids, factor, "_videos"), blocks
 
 
 def _deepseek_ocr2() -> Any:
@@ -379,23 +309,6 @@ FAMILIES = [
     Family("granite_docling-fine", partial(_granite_docling, size=16), _fine),
     Family("lighton_ocr", _lighton_ocr, _padded),
     Family("qianfan_ocr", _qianfan_ocr, _joined),
-    Family("minicpm_ocr", partial(_minicpm, "MiniCPMOcr"), partial(_slices, factor=2), tolerance=RECURRENT),
-    Family(
-        "minicpm_ocr-video",
-        partial(_minicpm, "MiniCPMOcr"),
-        partial(_frames, factor=2),
-        modality="video",
-        tolerance=RECURRENT,
-    ),
-    Family("minicpmv4_7", _minicpmv4_7, partial(_slices, factor=4), extra=types, tolerance=RECURRENT),
-    Family(
-        "minicpmv4_7-video",
-        _minicpmv4_7,
-        partial(_frames, factor=4),
-        modality="video",
-        extra=types,
-        tolerance=RECURRENT,
-    ),
     Family("deepseek_ocr2", _deepseek_ocr2, _deepseek_ocr2_images, protected=_separator),
     Family("unlimited_ocr", _unlimited_ocr, _unlimited_ocr_images, extra=_layout),
     Family("ovis2", _ovis2, _ovis2_images),

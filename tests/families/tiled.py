@@ -12,12 +12,9 @@ from .anyres import PIXTRAL, pixtral
 from .base import (
     BREAK,
     GLOBAL,
-    IDS,
     IMAGE,
-    RECURRENT,
     SIGLIP,
     TEXT,
-    VIDEO,
     VISION_END,
     VISION_START,
     Family,
@@ -28,7 +25,6 @@ from .base import (
 
 MARKS = (156, 157)
 SEPARATORS = (156, 157)
-SLICE_START, SLICE_END, ID_START, ID_END = 156, 157, 158, 159
 NEWLINE, NEWLINES = 10, 11
 
 TOWER = {
@@ -158,24 +154,6 @@ def _lfm2_vl() -> Any:
     return transformers.Lfm2VlForConditionalGeneration(config)
 
 
-def _minicpmv4_6() -> Any:
-    vision = {**TOWER, "num_hidden_layers": 4, "image_size": 64, "insert_layer_id": 1}
-    decoder = text(
-        "qwen3_5_text",
-        head_dim=16,
-        layer_types=["linear_attention", "full_attention"] * 2,
-        linear_num_value_heads=4,
-        linear_num_key_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-    )
-    config = transformers.MiniCPMV4_6Config(
-        vision_config=vision, text_config=decoder, insert_layer_id=1, image_size=64, patch_size=4, **IDS
-    )
-    return transformers.MiniCPMV4_6ForConditionalGeneration(config)
-
-
 def _counts(counts: tuple[int, ...]) -> list[int]:
     """Tiles of each image: two and the whole image, or the whole image only."""
     return [(3, 1)[i % 2] for i in range(sum(counts))]
@@ -278,35 +256,6 @@ def _lfm2(counts: tuple[int, ...]) -> Pixels:
     return {"pixel_values": values, "spatial_shapes": spatial, "pixel_attention_mask": mask.long()}, blocks
 
 
-def _packed(sizes: list[list[int]], suffix: str = "") -> dict[str, Tensor]:
-    grids = torch.tensor(sizes, dtype=torch.int32)
-    patches = int(grids.prod(1).sum())
-    return {f"pixel_values{suffix}": noise(1, 3, 4, 4 * patches), f"target_sizes{suffix}": grids}
-
-
-def _locals(counts: tuple[int, ...]) -> list[int]:
-    """Number of each image in its sample, as its processor writes it before the image."""
-    return [i for count in counts for i in range(count)]
-
-
-def _minicpm(counts: tuple[int, ...]) -> Pixels:
-    """The whole image and a column of two slices; or the former only, larger."""
-    sizes, blocks = [], []
-    for n, local in zip(_counts(counts), _locals(counts), strict=True):
-        sizes += [[12, 16]] * 3 if n > 1 else [[16, 16]]
-        part = [SLICE_START, *[IMAGE] * 12, SLICE_END]
-        whole = [VISION_START, *[IMAGE] * (12 if n > 1 else 16), VISION_END]
-        blocks.append([ID_START, 20 + local, ID_END, *whole, *([*part, NEWLINE, *part] if n > 1 else [])])
-    return _packed(sizes), blocks
-
-
-def _minicpm_frames(counts: tuple[int, ...]) -> Pixels:
-    frames = 3
-    pixels = _packed([[8, 16]] * frames * sum(counts), "_videos")
-    frame = [VISION_START, *[VIDEO] * 8, VISION_END]
-    return pixels, [[ID_START, 20 + local, ID_END, *frame * frames] for local in _locals(counts)]
-
-
 FAMILIES = [
     Family("internvl", _internvl, _joined),
     Family("internvl-video", _internvl, _frames, apart=True),
@@ -319,6 +268,4 @@ FAMILIES = [
     Family("mistral3", _mistral3, _merged),
     Family("got_ocr2", _got_ocr2, _joined_large),
     Family("lfm2_vl", _lfm2_vl, _lfm2),
-    Family("minicpmv4_6", _minicpmv4_6, _minicpm, tolerance=RECURRENT, since="5.23"),
-    Family("minicpmv4_6-video", _minicpmv4_6, _minicpm_frames, modality="video", tolerance=RECURRENT),
 ]
