@@ -27,7 +27,7 @@ PACK = "pack_image_features"
 
 
 class _Watched:
-    """A bound method with something around it. A deep copy of the module gets the plain method back."""
+    """A bound method with something around it. A deep or pickled copy of the module gets the plain method back."""
 
     def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]):
         self._module, self._name, self._around = module, name, around
@@ -39,8 +39,8 @@ class _Watched:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._around(self._plain(self._module), *args, **kwargs)
 
-    def __deepcopy__(self, memo: dict) -> Any:
-        return self._plain(memo[id(self._module)])
+    def __reduce__(self) -> tuple:
+        return getattr, (self._module, self._name)
 
 
 class FeatureWatch:

@@ -1,4 +1,4 @@
-"""Module hooks of ours: known as such, and not taken over by a deep copy of the module."""
+"""Module hooks of ours: known as such, and not taken over by a copy of the module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Hook:
-    """A function to register as a module hook. A deep copy of the module gets one that does nothing."""
+    """A function to register as a module hook. A deep or pickled copy of the module gets one that does nothing."""
 
     def __init__(self, function: Callable[..., Any]):
         self._function = function
@@ -15,9 +15,13 @@ class Hook:
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
 
-    def __deepcopy__(self, memo: dict) -> Callable[..., None]:
-        return nothing
+    def __reduce__(self) -> tuple:
+        return _copied, ()
 
 
 def nothing(*args: Any) -> None:
-    """What is left of a hook in a deep copy."""
+    """What is left of a hook in a copy."""
+
+
+def _copied() -> Callable[..., None]:
+    return nothing
