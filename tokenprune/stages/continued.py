@@ -53,7 +53,8 @@ def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> N
         if given.get("position_ids") is None and hasattr(outer, "compute_3d_position_ids"):
             given["position_ids"] = _three_dimensional(outer, given, new)  # it would count them from the mask
         given["attention_mask"] = state.physical_mask(mask, physical_length(cache), new)
-    if state is not None:
+    # Models that make masks from token types refuse static caches, whose length a decode step must not read either.
+    if state is not None and not getattr(cache, "is_compileable", False):
         given.update(_types(given, cache, new))
     if state is not None and state.shift is not None:
         positions = given.get("position_ids")
