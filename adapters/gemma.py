@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Adapter, Features, Layout, whole
-from .layouts import one_to_one, pooled, squares
+from .base import Adapter, Features, Layout, entries
+from .layouts import merged, one_to_one, pooled, squares
 
 
 def _by_positions(config: Any, features: Features) -> list[Layout]:
     """Gemma 4: sizes from the (x, y) of patches, -1 at padding; an entry per image, or per video with all frames."""
     positions = features.arguments.get(f"{features.modality}_position_ids")
     if positions is None:
-        return [whole(n) for n in features.rows]
+        return entries(config, features)
     ends = positions.flatten(0, -3).amax(1) + 1
     counts = features.arguments.get("num_frames_per_video")
     counts = [1] * len(features.rows) if counts is None else [int(count) for count in counts]
     layouts, first = [], 0
     for n, frames in zip(features.rows, counts, strict=True):
         columns, rows = ends[first].tolist()
-        merge = round((frames * columns * rows / n) ** 0.5) or 1
-        grid = (frames, rows // merge, columns // merge)
-        layouts.append(whole(n, grid if grid[0] * grid[1] * grid[2] == n else None))
+        layouts.append(merged(n, (frames, rows, columns)))
         first += frames
     return layouts
 

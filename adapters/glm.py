@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Adapter, Features, Layout, whole
-from .layouts import crops, grid_thw, neighbours
+from .base import Adapter, Features, Layout
+from .layouts import crops, filled, grid_thw, merge_size, neighbours
 
 
 def _by_merge_size(config: Any, features: Features) -> list[Layout]:
@@ -20,14 +20,13 @@ def _by_merge_size(config: Any, features: Features) -> list[Layout]:
 
 def _two_steps(config: Any, features: Features) -> list[Layout]:
     """ERNIE: of a video, two temporal steps make one."""
-    merge, grids = config.vision_config.spatial_merge_size, features.arguments[f"{features.modality}_grid_thw"]
-    sizes = [((t + 1) // 2 if t > 1 else t, h // merge, w // merge) for t, h, w in grids.tolist()]
-    return [whole(t * h * w, (t, h, w)) for t, h, w in sizes]
+    merge, grids = merge_size(config), features.arguments[f"{features.modality}_grid_thw"].tolist()
+    return [filled(((t + 1) // 2, h // merge, w // merge)) for t, h, w in grids]
 
 
 def _bordered_lines(config: Any, features: Features) -> list[Layout]:
     """HunYuan-VL: a begin row, lines that each end with a newline row, an end row."""
-    merge, result = config.vision_config.spatial_merge_size, []
+    merge, result = merge_size(config), []
     for _, h, w in features.arguments["image_grid_thw"].tolist():
         lines, width = h // merge, w // merge
         inside = torch.cat([torch.zeros(lines, width), -torch.ones(lines, 1)], 1).long()

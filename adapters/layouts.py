@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 import torch
@@ -16,6 +16,19 @@ def square(n: int) -> Grid | None:
     """The grid of n tokens of a square picture, None if n is no square."""
     side = isqrt(n)
     return (1, side, side) if side * side == n else None
+
+
+def filled(grid: Grid) -> Layout:
+    """One crop of a known grid."""
+    return whole(prod(grid), grid)
+
+
+def merged(n: int, grid: Grid) -> Layout:
+    """One crop of n tokens, each made of a square of the patches of a (frames, rows, columns) grid."""
+    frames, rows, columns = grid
+    side = round((prod(grid) / n) ** 0.5) or 1
+    grid = (frames, rows // side, columns // side)
+    return whole(n, grid if prod(grid) == n else None)
 
 
 def squares(config: Any, features: Features) -> list[Layout]:
@@ -57,7 +70,7 @@ def grid_thw(config: Any, features: Features) -> list[Layout]:
     """Sizes from `image_grid_thw` or `video_grid_thw`, in patches, of which a square makes a token."""
     merge = merge_size(config)
     grids = features.arguments[f"{features.modality}_grid_thw"].tolist()
-    return [whole(t * h * w // merge**2, (t, h // merge, w // merge)) for t, h, w in grids]
+    return [filled((t, h // merge, w // merge)) for t, h, w in grids]
 
 
 def image_sizes(config: Any, features: Features) -> list[Layout]:

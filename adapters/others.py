@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Adapter, Features, Layout, whole
-from .layouts import grid_thw, neighbours, one_to_one, squares
+from .base import Adapter, Features, Layout
+from .layouts import filled, grid_thw, neighbours, one_to_one, squares
 from .qwen import windows
 
 ALIGNER = {"layouts": squares, "merger": "aligner", "patches": one_to_one}
@@ -14,11 +14,11 @@ NEIGHBOURS = {"layouts": grid_thw, "merger": "multi_modal_projector", "patches":
 
 def _tokens_thw(config: Any, features: Features) -> list[Layout]:
     """Inkling 2: sizes from `image_grid_thw` are in tokens."""
-    return [whole(t * h * w, (t, h, w)) for t, h, w in features.arguments["image_grid_thw"].tolist()]
+    return [filled((t, h, w)) for t, h, w in features.arguments["image_grid_thw"].tolist()]
 
 
 def _grid_hw(config: Any, features: Features) -> list[Layout]:
-    return [whole(h * w // 4, (1, h // 2, w // 2)) for h, w in features.arguments["image_grid_hw"].tolist()]
+    return [filled((1, h // 2, w // 2)) for h, w in features.arguments["image_grid_hw"].tolist()]
 
 
 OTHERS = (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import Adapter, Features, Layout, whole
-from .layouts import image_sizes, square, squares, stacked
+from .layouts import filled, image_sizes, merged, square, squares, stacked
 
 
 def _split_samples(rows: list[int], tile: int, *, grid: bool = True) -> list[Layout]:
@@ -35,18 +36,12 @@ def _idefics2(config: Any, features: Features) -> list[Layout]:
 def _slices(config: Any, features: Features) -> list[Layout]:
     """MiniCPM: sizes of slices, or frames, in patches; how many make a token follows from the count of rows."""
     sizes = features.arguments["target_sizes_videos" if features.modality == "video" else "target_sizes"].tolist()
-    layouts = []
-    for n, (h, w) in zip(features.rows, sizes, strict=True):
-        merge = round((h * w / n) ** 0.5)
-        grid = (1, h // merge, w // merge)
-        layouts.append(whole(n, grid if grid[1] * grid[2] == n else None))
-    return layouts
+    return [merged(n, (1, h, w)) for n, (h, w) in zip(features.rows, sizes, strict=True)]
 
 
 def _lfm2(config: Any, features: Features) -> list[Layout]:
     factor = config.downsample_factor
-    sizes = [(int(h) // factor, int(w) // factor) for h, w in features.arguments["spatial_shapes"]]
-    return [whole(h * w, (1, h, w)) for h, w in sizes]
+    return [filled((1, int(h) // factor, int(w) // factor)) for h, w in features.arguments["spatial_shapes"]]
 
 
 def _unfolded(config: Any, features: Features, entered: Tensor) -> Tensor:
@@ -56,7 +51,7 @@ def _unfolded(config: Any, features: Features, entered: Tensor) -> Tensor:
 
 
 def _without_breaks(config: Any, features: Features) -> list[Layout]:
-    return [whole(len(one), one.grids[0]) for one in image_sizes(config, features)]
+    return [replace(one, breaks=False) for one in image_sizes(config, features)]
 
 
 def _last_apart(config: Any, features: Features) -> list[Layout]:

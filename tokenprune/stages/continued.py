@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from .cache import CacheState, Life, attach, physical_length, state_of
-from .gather import Cut
+from .gather import Cut, is_prepared
 from .positions import two_dimensional
 
 
@@ -37,7 +37,7 @@ def continue_cache(outer: nn.Module, given: dict[str, Any], *, fills: bool) -> N
         return
     segment = segment_of(given)
     batch, new = segment.shape[:2]
-    prepared = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+    prepared = is_prepared(mask)
     if prepared and getattr(cache, "is_compileable", False):
         # A decode step must not read the length of a static cache, which lives on the device.
         nothing_to_say = new == 1 and state is not None and state.all_valid

@@ -20,13 +20,13 @@ class DeepStack:
     Attributes:
         name: of the argument.
         rows: layer (or its number in a list) -> [n, D], in order of the visual positions of the batch.
-        place: [B, L] long, which row a visual position has.
+        visual: [B, L] bool, the positions that have a row.
         only: the decoder's input is zero at visual positions, everything visual comes this way.
     """
 
     name: str
     rows: dict[Any, Tensor]
-    place: Tensor
+    visual: Tensor
     only: bool = False
 
     @classmethod
@@ -37,9 +37,13 @@ class DeepStack:
         if name is None or mask is None:
             return None
         rows = kwargs[name]
-        mask = mask.reshape(mask.shape[:2])
-        place = (mask.flatten().cumsum(0) - 1).view_as(mask)
-        return cls(name, dict(rows) if isinstance(rows, dict) else dict(enumerate(rows)), place, only)
+        rows = dict(rows) if isinstance(rows, dict) else dict(enumerate(rows))
+        return cls(name, rows, mask.reshape(mask.shape[:2]), only)
+
+    @property
+    def place(self) -> Tensor:
+        """[B, L] long, which row a visual position has."""
+        return (self.visual.flatten().cumsum(0) - 1).view_as(self.visual)
 
     def first(self, sample: Tensor, slots: Tensor) -> Tensor:
         """[G, N, D], rows of the first layer at positions [G, N]."""
@@ -54,8 +58,9 @@ class DeepStack:
             selection: with merged features.
         """
         weights, source = selection.merge_weights(slots.shape[1]), selection.source_map(slots.shape[1])
+        place = self.place[sample, slots]
         for layer, rows in self.rows.items():
-            at = self.place[sample, slots].to(rows.device)
+            at = place.to(rows.device)
             kept = at.gather(1, selection.indices.to(rows.device))
             merged = rows.new_zeros(*kept.shape, rows.shape[-1], dtype=torch.float32)
             parts = rows[at].float() * weights.to(rows.device)[..., None]
@@ -65,8 +70,6 @@ class DeepStack:
 
     def shorten(self, keep: Tensor, kwargs: dict[str, Any]) -> Any:
         """The argument for the [B, L] bool positions that stay."""
-        mask = next(kwargs[mask] for mask in MASKS if kwargs.get(mask) is not None)
-        visual = mask.reshape(keep.shape).to(keep.device)
-        kept = keep[visual]
+        kept = keep[self.visual.to(keep.device)]
         short = {layer: rows[kept.to(rows.device)] for layer, rows in self.rows.items()}
         return short if isinstance(kwargs[self.name], dict) else list(short.values())

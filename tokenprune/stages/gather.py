@@ -99,6 +99,11 @@ class Cut:
         return x.gather(1, last.view(*last.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
 
+def is_prepared(mask: Any) -> bool:
+    """Whether an attention mask was made ready for attention: 4-D, or one by layer type."""
+    return isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+
+
 def shorten_inputs(
     kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, past: int, attention: str
 ) -> dict[str, Any]:
@@ -120,8 +125,7 @@ def shorten_inputs(
     short = {name: _shorten(value, cut, batch, length) for name, value in others.items()}
     short["position_ids"] = cut.take(position_ids, -1)
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-    prepared = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
-    if prepared and getattr(cache, "is_compileable", False):
+    if is_prepared(mask) and getattr(cache, "is_compileable", False):
         raise UnsupportedModelError(
             "past_key_values is a static cache, whose masks this model makes before its decoder, where they cannot be "
             "cut: use the default cache."

@@ -48,12 +48,12 @@ class Outcome:
 
     Attributes:
         units: after the policies.
-        lengths: per sample, tokens before and after, padding left out; a tensor [B, 2] or a list.
+        lengths: [B, 2], tokens before and after, padding left out.
         elapsed: milliseconds of the selection, None if not asked for.
     """
 
     units: list[UnitState]
-    lengths: Any
+    lengths: Tensor
     elapsed: float | None
 
 
@@ -153,15 +153,14 @@ class ProjectorStage:
 
     def before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = by_name(module, args, kwargs)
-        self._local.labels = given.get("labels") is not None
-        self._local.encoded = known_features(given)
+        self._local.entered = {"full": given.get("labels") is not None, "encoded": known_features(given)}
 
     def before_outer(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         given = by_name(module, args, kwargs)
         present = modalities(given) if self.enabled else []
         continue_cache(module, given, fills=bool(present) and not self.keeps_all)
         self._local.call = None
-        encoded, self._local.encoded = getattr(self._local, "encoded", {}), {}
+        entered, self._local.entered = getattr(self._local, "entered", {}), {}
         if self.enabled and "read_index" in given and has_placeholder(self.parts, given):
             raise UnsupportedModelError(
                 "continuous batching (generate_batch, cache_implementation='paged') packs prompts into one row and "
@@ -173,7 +172,7 @@ class ProjectorStage:
                 kwargs=given,
                 masks=placeholder_masks(self.parts, given, present),
                 mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
-                encoded=encoded,
+                **entered,
             )
             if not call.masks or not call.visual.any():
                 raise InputError(
@@ -252,7 +251,7 @@ class ProjectorStage:
         cache = next((value for value in values if hasattr(value, "get_query_offset")), None)
         if cache is not None and state_of(cache) is None:
             call.note(cache)
-        if self.options.logits == "kept" and not getattr(self._local, "labels", False):
+        if self.options.logits == "kept" and not call.full:
             return None
         if isinstance(output, tuple):
             return call.cut.restore(output[0]), *output[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -96,13 +97,13 @@ def make_units(
     for item, key in zip(items, keys, strict=True):
         encoder = _own_patches(item, patches[id(item.features)])
         pieces += _split(item, key, encoder, frames=per == "frame")
-    kinds = {"crop": "crop", "frame": "frame", "prompt": "prompt"}
-    units = []
+    units, count = [], Counter()
     for (sample, _), group in groupby(pieces, key=lambda piece: (piece.item.sample, _unit_of(piece, per))):
         group = list(group)
         first, video = group[0].item, group[0].item.modality == "video"
         cut = (per == "frame" and video) or (per == "crop" and not video)
-        number = sum(unit.sample == sample for unit in units)
+        number = count[sample]
+        count[sample] += 1
         slots = torch.cat([piece.slots for piece in group])
         order = slots.argsort()  # lines of neighbouring tiles lie between each other
         encoder = None
@@ -112,7 +113,7 @@ def make_units(
             UnitState(
                 sample=sample,
                 unit=number,
-                kind=kinds[per] if cut or per == "prompt" else first.modality,
+                kind=per if cut or per == "prompt" else first.modality,
                 image=first.image,
                 key=group[0].key + (number if cut else 0),
                 slots=slots[order].to(device),

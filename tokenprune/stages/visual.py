@@ -25,7 +25,6 @@ class Item:
 
     Attributes:
         sample: row of the batch.
-        ordinal: its number among the images and videos of the sample.
         image: its number among those of the batch; tiles of one image share it.
         modality: "image" or "video".
         slots: [n] long on the CPU, its positions in this call's segment, ascending.
@@ -40,7 +39,6 @@ class Item:
     layout: Layout
     features: Features
     first: int
-    ordinal: int = 0
     image: int = 0
 
 
@@ -57,6 +55,7 @@ class Call:
     seen: bool = False  # the decoder was called with this forward's visual tokens
     wanted: bool = False  # the budget asks to remove something
     cut: Any = None
+    full: bool = False  # its logits must have the prompt's length
     note: Callable[[Any], None] | None = None  # remembers the cut with a cache
 
     @property
@@ -182,7 +181,7 @@ def _layouts(parts: Parts, features: Features) -> list[Layout]:
 
 
 def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
-    """Number images within samples and the batch; tiles of one image share both numbers."""
+    """Number the images of the batch; tiles of one image share a number."""
     ids, embeds = call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds")
     ids = None if ids is None else ids.cpu()
 
@@ -200,14 +199,12 @@ def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
     image = -1
     for i, item in enumerate(items):
         previous = items[i - 1] if i else None
-        same = previous is not None and previous.sample == item.sample
-        joined = same and previous.modality == item.modality
+        joined = previous is not None and (previous.sample, previous.modality) == (item.sample, item.modality)
         if joined:
             gap = int(item.slots[0]) - int(previous.slots[-1]) - 1
             joined = _is_joined(join, item.modality, gap, before(previous), before(item), marks.get(item.sample))
         image += not joined
         item.image = image
-        item.ordinal = 0 if not same else previous.ordinal + (not joined)
     return items
 
 
