@@ -47,6 +47,17 @@ SIGLIP = {
     "model_type": "siglip_vision_model",
     "vision_use_head": False,
 }
+SAM = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 4,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+    "mlp_dim": 48,
+}
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
 
 RECURRENT = SHARP = 1e-4  # a wrong position or mask costs 0.1 to 4

@@ -14,6 +14,7 @@ from .base import (
     GLOBAL,
     IDS,
     IMAGE,
+    SAM,
     TEXT,
     VIDEO,
     VISION_END,
@@ -37,18 +38,7 @@ EXPERTS = {
     "topk_group": 1,
     "mlp_layer_types": ["dense", "sparse"] * 2,
 }
-SAM = {
-    "hidden_size": 32,
-    "output_channels": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 64,
-    "patch_size": 4,
-    "window_size": 4,
-    "global_attn_indexes": [1],
-    "mlp_dim": 48,
-    "downsample_channels": [16, 32],
-}
+SAM_WITH_DOWNSAMPLING = {**SAM, "downsample_channels": [16, 32]}
 
 
 def _granite_docling(*, size: int) -> Any:
@@ -128,7 +118,7 @@ def _joined(counts: tuple[int, ...]) -> Pixels:
 def _deepseek_ocr2() -> Any:
     encoder = {**TEXT, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config = transformers.DeepseekOcr2Config(
-        vision_config={"sam_config": SAM, "encoder_config": encoder},
+        vision_config={"sam_config": SAM_WITH_DOWNSAMPLING, "encoder_config": encoder},
         text_config=text("deepseek_ocr2_text", **EXPERTS),
         image_token_id=IMAGE,
     )
@@ -159,7 +149,7 @@ def _deepseek_ocr2_images(counts: tuple[int, ...]) -> Pixels:
 def _unlimited_ocr() -> Any:
     encoder = {**VIT, "image_size": 16}
     config = transformers.UnlimitedOcrConfig(
-        vision_config={"sam_config": SAM, "encoder_config": encoder},
+        vision_config={"sam_config": SAM_WITH_DOWNSAMPLING, "encoder_config": encoder},
         text_config=text("unlimited_ocr_text", **EXPERTS, sliding_window=16),
         image_token_id=IMAGE,
     )

@@ -13,6 +13,7 @@ from .base import (
     BREAK,
     GLOBAL,
     IMAGE,
+    SAM,
     SIGLIP,
     TEXT,
     VISION_END,
@@ -117,18 +118,7 @@ def _mistral3() -> Any:
 
 
 def _got_ocr2() -> Any:
-    vision = {
-        "hidden_size": 32,
-        "output_channels": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 64,
-        "patch_size": 4,
-        "window_size": 4,
-        "global_attn_indexes": [1],
-        "mlp_dim": 48,
-    }
-    config = transformers.GotOcr2Config(vision_config=vision, text_config=text("qwen2"), image_token_id=IMAGE)
+    config = transformers.GotOcr2Config(vision_config=SAM, text_config=text("qwen2"), image_token_id=IMAGE)
     return transformers.GotOcr2ForConditionalGeneration(config)
 
 
