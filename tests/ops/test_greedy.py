@@ -39,6 +39,20 @@ def test_nearest_other_of_a_single_token_is_minus_infinity():
     assert nearest_other(torch.ones(1, 1, 4)).tolist() == [[-torch.inf]]
 
 
+@pytest.mark.parametrize("d", [3, 17, 64])
+def test_two_tokens_that_are_each_others_nearest_tie_exactly(d):
+    """A matrix product may round x_i . x_j and x_j . x_i apart, and otherwise in a batch than alone."""
+    x = unit_norm(randn(40, 1, 6, d) + 0.3 * randn(40, 2, 6, d, seed=1)).transpose(1, 2).flatten(1, 2)  # six pairs
+    nearest = nearest_other(x)
+    similarity = (x @ x.mT).double()
+    similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    partner = similarity.argmax(-1)
+    mutual = partner.gather(1, partner) == torch.arange(12)
+    assert mutual.sum() > 100
+    assert torch.equal(nearest[mutual], nearest.gather(1, partner)[mutual])
+    assert torch.equal(nearest, torch.cat([nearest_other(one[None]) for one in x]))
+
+
 def naive_max_min_value(x, chosen, candidate):
     """Smallest distance of a candidate to those chosen; for the first pick, to any other token. Float64."""
     others = chosen or [i for i in range(len(x)) if i != candidate]

@@ -35,40 +35,56 @@ def similarity_row(x: Tensor, j: Tensor) -> Tensor:
 def nearest_other(x: Tensor) -> Tensor:
     """[G, N] largest cosine of every token with any other token of its unit; x: [G, N, D] unit vectors.
 
-    Cost: N^2 D multiply-adds per unit; memory: one block of at most 64 MiB (or one row per unit, if that is more).
+    Cost: N^2 D multiply-adds per unit; memory: 2 N D floats and one block of at most 64 MiB (or one row per unit, if
+    that is more).
     """
     g, n, _ = x.shape
+    if n == 1:
+        return x.new_full((g, 1), -torch.inf)
     block = max(1, BLOCK_ELEMENTS // (g * n))
-    best = []
+    nearest = []
     for start in range(0, n, block):
         similarity = x[:, start : start + block] @ x.mT
         similarity.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
-        best.append(similarity.amax(-1))
+        nearest.append(similarity.argmax(-1))
         del similarity  # before the next block is made
-    return torch.cat(best, 1)
+    # matrix products round x_i . x_j and x_j . x_i apart; two tokens that are each other's nearest have to tie
+    return (x * x.gather(1, torch.cat(nearest, 1)[..., None].expand_as(x))).sum(-1)
 
 
-def greedy_max_min(x: Tensor, k: int, *, first: Tensor | None = None) -> Tensor:
+def greedy_max_min(x: Tensor, k: int, *, first: Tensor | None = None, quality: Tensor | None = None) -> Tensor:
     """Farthest-point greedy under d(i, j) = 1 - x_i . x_j: [G, k] indices in the order chosen.
 
-    Each step takes argmax_i min_{j chosen} d(i, j). Once only duplicates of chosen tokens are left, the lowest
-    remaining index follows.
+    Each step takes argmax_i w_i min_{j chosen} d(i, j), w = 1 without `quality`. Once only duplicates of chosen tokens
+    are left, the lowest remaining index follows.
 
     Args:
         x: [G, N, D] unit vectors, float32.
         k: 1 <= k <= N.
-        first: [G] first picks; None takes the token farthest from its nearest neighbour.
+        first: [G] first picks; None takes the token of the highest quality, or without `quality` the token farthest
+            from its nearest neighbour.
+        quality: w, [G, N], not negative. Tokens of quality 0 come after all others, the lowest index first.
 
-    Cost: N k D multiply-adds (and N^2 D for the default start) in k sequential steps; memory: N floats per unit.
+    Cost: N k D multiply-adds (and N^2 D for the default start without quality) in k sequential steps; memory: N floats
+    per unit.
     """
     if first is None:
-        first = nearest_other(x).argmin(-1)
+        first = nearest_other(x).argmin(-1) if quality is None else quality.argmax(-1)
     order, distance = [first], torch.full(x.shape[:2], torch.inf, device=x.device)
     for _ in range(k - 1):
         distance = torch.minimum(distance, 1.0 - similarity_row(x, order[-1]))
         distance.scatter_(1, order[-1][:, None], -torch.inf)
-        order.append(distance.argmax(-1))
+        order.append(_weighted(distance, quality).argmax(-1))
     return torch.stack(order, 1)
+
+
+def _weighted(distance: Tensor, quality: Tensor | None) -> Tensor:
+    """quality * distance, with -1 for tokens of quality 0 and -inf for those chosen, which have distance -inf."""
+    if quality is None:
+        return distance
+    # a duplicate's distance may round to less than 0, and must not fall behind quality 0 for that
+    score = torch.where(quality > 0, quality * distance.clamp_min(0.0), -1.0)
+    return score.masked_fill(distance == -torch.inf, -torch.inf)
 
 
 def greedy_dpp(row: Callable[[Tensor], Tensor], diagonal: Tensor, k: int, *, eps: float = 0.0) -> Tensor:

@@ -73,3 +73,30 @@ def interleave_crops(keep: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tenso
     kept = keep[crop, patch]
     base = keep[0].nonzero().squeeze(1)
     return torch.cat([torch.zeros_like(base), crop[kept]]), torch.cat([base, patch[kept]])
+
+
+def interleave_dominant(dominant: Tensor, contextual: int, side: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Final order of the tokens of C tiles that each list (class token, dominant patches, contextual tokens).
+
+    First the dominant patches of all tiles in raster order of the whole image, then the class tokens tile by tile, then
+    the contextual tokens tile by tile. Tile c is at row c // columns and column c % columns.
+
+    Args:
+        dominant: [C, d] long, ascending patches of each tile of side x side patches, in the order of its tokens.
+        contextual: how many contextual tokens a tile has.
+
+    Returns:
+        tile and place within the tile's list of every token, each [C * (1 + d + contextual)] long.
+    """
+    tiles, d = dominant.shape
+    tile = torch.arange(tiles, device=dominant.device)[:, None]
+    place = torch.arange(1 + d + contextual, device=dominant.device)[None]
+    y = tile // columns * side + dominant // side
+    x = tile % columns * side + dominant % side
+    tile, place = tile.expand(tiles, 1 + d + contextual), place.expand(tiles, -1)
+    raster = (y * columns * side + x).flatten().argsort()
+
+    def listed(part: Tensor) -> Tensor:
+        return torch.cat([part[:, 1 : 1 + d].flatten()[raster], part[:, 0], part[:, 1 + d :].flatten()])
+
+    return listed(tile), listed(place)
