@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..tokens import Tap
 
 Grid = tuple[int, int, int]
 
@@ -52,6 +54,8 @@ class Features:
         arguments: of the call, by name; empty for features that were encoded elsewhere.
         rows: per entry of the output (its `pooler_output`), how many rows it has.
         entered: what entered the adapter's `merger`, call by call; only if a policy asked for it.
+        tower: for every tap that a policy asked for, values of all positions, call by call [B, L, c].
+        prefix: how many class and register tokens precede the patches of an image in the tower.
         packed: per image [n] float64, where the model packs tiles itself: which row of the projector's output each row
             came from, -1 for newlines, fractions where it interpolates.
         tile: rows of one tile before packing.
@@ -61,6 +65,8 @@ class Features:
     arguments: dict[str, Any] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
     entered: list[Tensor] = field(default_factory=list)
+    tower: dict[Tap, list[Tensor]] = field(default_factory=dict)
+    prefix: int = 0
     packed: list[Tensor] = field(default_factory=list)
     tile: int = 0
 
@@ -78,6 +84,11 @@ def whole(n: int, grid: Grid | None = None, **extra: Any) -> Layout:
 def entries(config: Any, features: Features) -> list[Layout]:
     """Every entry of the encoder's output is one image (tile, video) whose grid is not known."""
     return [whole(n) for n in features.rows]
+
+
+def in_order(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:
+    """Patches of one token follow each other in the tower."""
+    return values.reshape(-1, patches, values.shape[-1])
 
 
 def no_problem(config: Any) -> str | None:
@@ -100,6 +111,11 @@ class Adapter:
             known to belong to single visual tokens.
         patches: maps (config, features, input of one call of the merger) to [rows, P, d_v], the P patches of every
             row, or to None where this encoding mixed them.
+        project: maps (what finds a module by its path below `model.base_model`, patches [rows, P, d_v]) to the rows
+            [rows, D] that the model makes of them, or None where a row is not made of its own patches alone.
+        towers: paths of the vision towers whose positions are known to be the patches in the order `inside` says.
+        inside: maps (config, features, values [B, L, c] of a tower's positions without class tokens, P) to
+            [rows, P, c], in the order of `patches`.
         row_mask: argument of the model's forward, [rows of a video] bool, that drops rows before they are read.
         deepstack_only: the decoder's input is zero at visual positions, and everything visual is added at its layers.
         problem: maps the config to the reason why this variant is not supported, or None.
@@ -111,6 +127,9 @@ class Adapter:
     crops: bool = True
     merger: str | None = None
     patches: Callable[[Any, Features, Tensor], Tensor | None] | None = None
+    project: Callable[[Callable[[str], nn.Module], Tensor], Tensor] | None = None
+    towers: tuple[str, ...] = ()
+    inside: Callable[[Any, Features, Tensor, int], Tensor] = in_order
     row_mask: str | None = None
     deepstack_only: bool = False
     problem: Callable[[Any], str | None] = no_problem

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .base import Adapter, Features, Layout, entries
-from .layouts import merged, one_to_one, pooled, squares
+from .layouts import in_squares, merged, one_to_one, pooled, squares
+from .projectors import Find, averaged, single
 
 
 def _by_positions(config: Any, features: Features) -> list[Layout]:
@@ -24,10 +27,31 @@ def _by_positions(config: Any, features: Features) -> list[Layout]:
     return layouts
 
 
+def _embedded(find: Find, x: Tensor) -> Tensor:
+    return find("embed_vision")(inputs_embeds=x[:, 0][None])[0]
+
+
+EMBEDDER = {"merger": "embed_vision", "patches": one_to_one, "project": _embedded}
+
 GEMMA = (
-    Adapter(model_type="paligemma", layouts=squares, merger="multi_modal_projector", patches=one_to_one),
-    Adapter(model_type="gemma3", layouts=squares, merger="multi_modal_projector", patches=pooled),
-    Adapter(model_type="gemma3n", layouts=squares, merger="embed_vision", patches=one_to_one),
-    Adapter(model_type="gemma4", layouts=_by_positions, merger="embed_vision", patches=one_to_one),
+    Adapter(
+        model_type="paligemma",
+        layouts=squares,
+        merger="multi_modal_projector",
+        patches=one_to_one,
+        project=single("multi_modal_projector"),
+        towers=("vision_tower",),
+    ),
+    Adapter(
+        model_type="gemma3",
+        layouts=squares,
+        merger="multi_modal_projector",
+        patches=pooled,
+        project=averaged,
+        towers=("vision_tower",),
+        inside=in_squares,
+    ),
+    Adapter(model_type="gemma3n", layouts=squares, **EMBEDDER),
+    Adapter(model_type="gemma4", layouts=_by_positions, **EMBEDDER),
     Adapter(model_type="gemma4_unified", layouts=_by_positions),
 )

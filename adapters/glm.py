@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import Adapter, Features, Layout
-from .layouts import crops, filled, grid_thw, merge_size, neighbours
+from .layouts import crops, filled, grid_thw, in_grids, merge_size, neighbours
+from .projectors import behind_each_other, convolved, in_a_dimension
 
 
 def _by_merge_size(config: Any, features: Features) -> list[Layout]:
@@ -54,7 +55,13 @@ def _sparse(config: Any) -> str | None:
     return None
 
 
-CONVOLVED = {"layouts": grid_thw, "merger": "visual.downsample", "patches": _convolved}
+CONVOLVED = {
+    "layouts": grid_thw,
+    "merger": "visual.downsample",
+    "patches": _convolved,
+    "project": convolved,
+    "towers": ("visual",),
+}
 
 GLM = (
     Adapter(model_type="glm4v", **CONVOLVED),
@@ -66,13 +73,30 @@ GLM = (
     Adapter(model_type="ernie4_5_vl_moe", layouts=_two_steps),
     Adapter(model_type="paddleocr_vl", layouts=grid_thw),
     Adapter(model_type="hunyuan_vl", layouts=_bordered_lines),
-    Adapter(model_type="kimi_k25", layouts=grid_thw, merger="mm_projector", patches=_as_it_is),
+    Adapter(
+        model_type="kimi_k25",
+        layouts=grid_thw,
+        merger="mm_projector",
+        patches=_as_it_is,
+        project=in_a_dimension("mm_projector"),
+        towers=("vision_tower",),
+        inside=in_grids(grid_thw),
+    ),
     Adapter(
         model_type="minimax_m3_vl",
         layouts=grid_thw,
         merger="multi_modal_projector",
         patches=neighbours,
+        project=behind_each_other("multi_modal_projector"),
+        towers=("vision_tower",),
         problem=_sparse,
     ),
-    Adapter(model_type="dots3_note", layouts=grid_thw, merger="vision_tower.merger", patches=neighbours),
+    Adapter(
+        model_type="dots3_note",
+        layouts=grid_thw,
+        merger="vision_tower.merger",
+        patches=neighbours,
+        project=behind_each_other("vision_tower.merger"),
+        towers=("vision_tower",),
+    ),
 )

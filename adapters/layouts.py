@@ -127,11 +127,37 @@ def stacked(config: Any, features: Features, entered: Tensor) -> Tensor:
 
 def pooled(config: Any, features: Features, entered: Tensor) -> Tensor:
     """Average pooling of a square picture [images, patches, d] in square blocks."""
-    images, patches, width = entered.shape
-    across = isqrt(features.rows[0])
-    block = isqrt(patches) // across
-    blocks = entered.view(images, across, block, across, block, width).transpose(2, 3)
-    return blocks.reshape(-1, block * block, width)
+    images, patches, _ = entered.shape
+    side = isqrt(patches) // isqrt(features.rows[0])
+    return in_blocks(entered.flatten(0, 1), (images, isqrt(patches), isqrt(patches)), side)
+
+
+def in_blocks(values: Tensor, grid: Grid, side: int) -> Tensor:
+    """[frames rows columns, c] of patches in raster order -> [.., side side, c], a square of patches a token."""
+    frames, rows, columns = grid
+    blocks = values.view(frames, rows // side, side, columns // side, side, -1).transpose(2, 3)
+    return blocks.reshape(-1, side * side, values.shape[-1])
+
+
+def in_squares(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:
+    """Every image or tile is a square picture [B, patches of it, c] in raster order."""
+    count, across, _ = square(values.shape[1])
+    return in_blocks(values.flatten(0, 1), (len(values) * count, across, across), isqrt(patches))
+
+
+def in_grids(layouts: Callable[[Any, Features], list[Layout]]) -> Callable[[Any, Features, Tensor, int], Tensor]:
+    """Images of any size follow each other, each in raster order; `layouts` tells their grids in tokens."""
+
+    def inside(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:
+        side, result, rest = isqrt(patches), [], values.flatten(0, 1)
+        for layout in layouts(config, features):
+            frames, rows, columns = layout.grids[0]
+            grid = (frames, rows * side, columns * side)
+            result.append(in_blocks(rest[: prod(grid)], grid, side))
+            rest = rest[prod(grid) :]
+        return torch.cat(result)
+
+    return inside
 
 
 def by_modality(image: Callable, video: Callable) -> Callable[[Any, Features], list[Layout]]:

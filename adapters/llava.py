@@ -7,8 +7,28 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Adapter, Features, Layout
-from .layouts import by_modality, crops, image_sizes, one_to_one, packed_tiles, pooled, square, square_videos, squares
+from .base import Adapter, Features, Layout, in_order
+from .layouts import (
+    by_modality,
+    crops,
+    image_sizes,
+    in_squares,
+    one_to_one,
+    packed_tiles,
+    pooled,
+    square,
+    square_videos,
+    squares,
+)
+from .projectors import average_of_projected, single
+
+
+def _pooled_frames(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:
+    """LLaVA-NeXT-Video pools the patches of frames before its projector."""
+    if features.modality == "image":
+        return in_order(config, features, values, patches)
+    pooled = features.rows[0] // features.pixels.shape[1]
+    return in_squares(config, features, values, values.shape[1] // pooled).mean(1, keepdim=True)
 
 
 def _of_images(config: Any, features: Features, entered: Tensor) -> Tensor | None:
@@ -16,7 +36,8 @@ def _of_images(config: Any, features: Features, entered: Tensor) -> Tensor | Non
     return None if features.modality == "video" else one_to_one(config, features, entered)
 
 
-PROJECTOR = {"merger": "multi_modal_projector", "patches": one_to_one}
+MERGER = {"merger": "multi_modal_projector", "project": single("multi_modal_projector")}
+PROJECTOR = {**MERGER, "patches": one_to_one, "towers": ("vision_tower",)}
 
 
 def _llava(config: Any, features: Features) -> list[Layout]:
@@ -40,15 +61,33 @@ LLAVA = (
     Adapter(model_type="llava", layouts=_llava, **PROJECTOR),
     Adapter(model_type="vipllava", layouts=squares, **PROJECTOR),
     Adapter(model_type="llava_next", layouts=packed_tiles, **PROJECTOR),
-    Adapter(model_type="llava_next_video", layouts=by_modality(packed_tiles, square_videos), **PROJECTOR),
+    Adapter(
+        model_type="llava_next_video",
+        layouts=by_modality(packed_tiles, square_videos),
+        inside=_pooled_frames,
+        **PROJECTOR,
+    ),
     Adapter(
         model_type="llava_onevision",
         layouts=by_modality(packed_tiles, partial(square_videos, newline=1)),
-        merger="multi_modal_projector",
         patches=_of_images,
+        towers=("vision_tower",),
+        **MERGER,
     ),
-    Adapter(model_type="video_llava", layouts=by_modality(squares, _frames_with_cls), **PROJECTOR),
+    Adapter(
+        model_type="video_llava",
+        layouts=by_modality(squares, _frames_with_cls),
+        patches=one_to_one,
+        towers=("image_tower", "video_tower"),
+        **MERGER,
+    ),
     Adapter(model_type="granite4_vision", layouts=packed_tiles, deepstack_only=True),
-    Adapter(model_type="fast_vlm", layouts=squares, **PROJECTOR),
-    Adapter(model_type="perception_lm", layouts=_tiles_or_frames, merger="multi_modal_projector", patches=pooled),
+    Adapter(model_type="fast_vlm", layouts=squares, patches=one_to_one, **MERGER),
+    Adapter(
+        model_type="perception_lm",
+        layouts=_tiles_or_frames,
+        merger="multi_modal_projector",
+        patches=pooled,
+        project=average_of_projected,
+    ),
 )

@@ -9,6 +9,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from .base import Adapter, Features
 from .layouts import grid_thw, neighbours
+from .projectors import behind_each_other
 
 
 def windows(config: Any, features: Features, entered: Tensor) -> Tensor:
@@ -19,8 +20,18 @@ def windows(config: Any, features: Features, entered: Tensor) -> Tensor:
     return neighbours(config, features, entered)[index.argsort().to(entered.device)]
 
 
-NEIGHBOURS = {"layouts": grid_thw, "merger": "visual.merger", "patches": neighbours}
-WINDOWS = {"layouts": grid_thw, "merger": "visual.merger", "patches": windows}
+def inside_windows(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:
+    return windows(config, features, values)
+
+
+MERGER = {
+    "layouts": grid_thw,
+    "merger": "visual.merger",
+    "project": behind_each_other("visual.merger"),
+    "towers": ("visual",),
+}
+NEIGHBOURS = {**MERGER, "patches": neighbours}
+WINDOWS = {**MERGER, "patches": windows, "inside": inside_windows}
 
 QWEN = (
     Adapter(model_type="qwen2_vl", **NEIGHBOURS),

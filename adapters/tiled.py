@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .base import Adapter, Features, Layout, whole
-from .layouts import filled, image_sizes, merged, square, squares, stacked
+from .layouts import filled, image_sizes, in_grids, in_squares, merged, square, squares, stacked
+from .projectors import gated, side_by_side, two_layers, unfolded
 
 
 def _split_samples(rows: list[int], tile: int, *, grid: bool = True) -> list[Layout]:
@@ -66,9 +67,22 @@ def _keeps_prompt(config: Any) -> str:
     return "its cache keeps as many slots as the unpruned prompt had, so answers would fill the places of pruned tokens"
 
 
-UNFOLDED = {"merger": "multi_modal_projector.patch_merger.merging_layer", "patches": _unfolded}
-SHUFFLED_BEFORE = {"merger": "multi_modal_projector", "patches": stacked}
-SHUFFLED_INSIDE = {"merger": "multi_modal_projector.linear_1", "patches": stacked}
+UNFOLDED = {
+    "merger": "multi_modal_projector.patch_merger.merging_layer",
+    "patches": _unfolded,
+    "project": unfolded,
+    "towers": ("vision_tower",),
+    "inside": in_grids(image_sizes),
+}
+SQUARES = {"patches": stacked, "towers": ("vision_tower",), "inside": in_squares}
+SHUFFLED_BEFORE = {**SQUARES, "merger": "multi_modal_projector", "project": side_by_side("multi_modal_projector")}
+SHUFFLED_INSIDE = {**SQUARES, "merger": "multi_modal_projector.linear_1", "project": gated}
+CONNECTOR = {
+    **SQUARES,
+    "merger": "connector.modality_projection",
+    "project": side_by_side("connector.modality_projection"),
+    "towers": ("vision_model",),
+}
 
 TILED = (
     Adapter(model_type="internvl", layouts=squares, join="near", **SHUFFLED_BEFORE),
@@ -77,18 +91,17 @@ TILED = (
     Adapter(model_type="cohere2_vision", layouts=squares, join="near", **SHUFFLED_INSIDE),
     Adapter(model_type="got_ocr2", layouts=squares, join="near"),
     Adapter(model_type="ovis2", layouts=squares, join="near"),
-    Adapter(model_type="lfm2_vl", layouts=_lfm2, join="near", **SHUFFLED_INSIDE),
-    Adapter(model_type="llama4", layouts=squares, join="global"),
     Adapter(
-        model_type="idefics3",
-        layouts=_idefics3,
-        join="global",
-        merger="connector.modality_projection",
+        model_type="lfm2_vl",
+        layouts=_lfm2,
+        join="near",
+        merger="multi_modal_projector.linear_1",
         patches=stacked,
+        project=two_layers,
     ),
-    Adapter(
-        model_type="smolvlm", layouts=_idefics3, join="global", merger="connector.modality_projection", patches=stacked
-    ),
+    Adapter(model_type="llama4", layouts=squares, join="global"),
+    Adapter(model_type="idefics3", layouts=_idefics3, join="global", **CONNECTOR),
+    Adapter(model_type="smolvlm", layouts=_idefics3, join="global", **CONNECTOR),
     Adapter(model_type="granite_docling", layouts=_granite_docling, join="first"),
     Adapter(model_type="idefics2", layouts=_idefics2),
     Adapter(model_type="minicpmv4_6", layouts=_slices, join="first"),

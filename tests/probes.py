@@ -20,6 +20,7 @@ def snapshot(model):
             name: [list(getattr(module, kind)) for kind in (*hooks, *more)] for name, module in model.named_modules()
         },
         "config": model.config.to_dict(),
+        "configs": {name: id(getattr(module, "config", None)) for name, module in model.named_modules()},
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
     }
 

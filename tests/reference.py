@@ -82,6 +82,7 @@ def logits(
     tokens: Tensor,
     *,
     mix: list[Tensor] | None = None,
+    rows: dict[tuple[int, int], Tensor] | None = None,
     compact: bool = False,
 ) -> Tensor:
     """[B, steps, V] logits of every step of the answer `tokens` [B, steps].
@@ -89,6 +90,7 @@ def logits(
     Args:
         keep: [B, L] bool, what is left of the prompt (padding is dropped in any case).
         mix: per sample [L, L], rows of the prompt as weighted sums of its rows (merged tokens).
+        rows: (sample, position) -> [D], what stands there instead (tokens merged before the projector).
         compact: number the kept tokens 0, 1, 2 ... instead of keeping their positions.
     """
     length, steps = inputs["input_ids"].shape[1], tokens.shape[1]
@@ -102,7 +104,7 @@ def logits(
         given = {name: _sample(value, b, valid.shape) for name, value in whole.items() if name not in SEQUENCES}
         if given.get("past_key_values") is not None:
             given["past_key_values"] = None
-        x = whole["inputs_embeds"][b]
+        x = whole["inputs_embeds"][b].clone()
         positions = whole["position_ids"]
         if positions is None:
             positions = (valid.cumsum(1) - 1).clamp_min(0)
@@ -110,6 +112,9 @@ def logits(
         given.update(_deepstack(whole, b, at, None if mix is None else mix[b]))
         if mix is not None:
             x = torch.cat([(mix[b] @ x[:length].float()).to(x.dtype), x[length:]])
+        for sample, slot in rows or {}:
+            if sample == b:
+                x[slot] = rows[sample, slot]
         given = {name: value[:, at] if _is_sequence(value, valid.shape[1]) else value for name, value in given.items()}
         positions = torch.arange(len(at)) if compact else positions[..., at]
         out = text_decoder(model)(

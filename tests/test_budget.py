@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -71,3 +72,35 @@ def test_a_count_is_between_one_and_all_and_near_the_share(keep, n, rounding):
     assert 1 <= count <= n
     if isinstance(keep, float):
         assert abs(count - keep * n) <= 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "sizes", "shares"),
+    [
+        (7, [10, 10, 10], [3, 2, 2]),
+        (7, [5, 10], [4, 3]),
+        (12, [2, 10, 3], [2, 7, 3]),  # the small units are full, the large one takes what they leave
+        (11, [9, 2, 9], [5, 2, 4]),
+        (2, [4, 4, 4], [1, 1, 0]),
+        (99, [3, 1], [3, 1]),
+        (0.5, [8, 4], [3, 3]),
+    ],
+)
+def test_an_equal_split(keep, sizes, shares):
+    assert Budget(keep, per="crop", of="image", quota="equal").split(sizes) == shares
+
+
+def test_an_equal_split_is_exact_fits_and_is_level():
+    for sizes in product(range(5), repeat=3):
+        for keep in range(1, sum(sizes) + 1):
+            shares = Budget(keep, per="frame", of="prompt", quota="equal").split(list(sizes))
+            assert sum(shares) == keep
+            assert all(0 <= share <= size for share, size in zip(shares, sizes, strict=True))
+            lowest_open = min((a for a, b in zip(shares, sizes, strict=True) if a < b), default=max(shares))
+            assert max(shares) <= lowest_open + 1
+
+
+def test_an_unknown_quota_suggests_the_nearest():
+    with pytest.raises(InvalidArgumentError, match=r"quota='equally' is not one of .* \(did you mean 'equal'"):
+        DivPrune(quota="equally")
+    assert DivPrune(keep=4, per="crop", of="image", quota="equal").budget.split([9, 3]) == [2, 2]

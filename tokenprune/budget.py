@@ -11,6 +11,7 @@ from .errors import InvalidArgumentError, nearest
 Unit = Literal["image", "crop", "frame", "prompt"]
 Whole = Literal["image", "prompt"]
 Rounding = Literal["half_even", "half_up", "floor", "ceil"]
+Quota = Literal["proportional", "equal"]
 
 _ROUND = {
     "half_even": round,
@@ -34,7 +35,9 @@ class Budget:
         rounding: "half_even" (Python's `round`, as DivPrune does), "half_up" (OpenVINO), "floor" (ZOO-Prune, MMTok)
             or "ceil".
         of: None: `keep` is of every unit by itself. "image" or "prompt": `keep` is of all units of one image (video),
-            or of one sample, together, and is split over them by size (`split`).
+            or of one sample, together, and is split over them (`split`).
+        quota: how it is split: "proportional" to the units' sizes, or "equal", the same count for each, where what a
+            small unit cannot take goes to the others.
 
     Raises:
         InvalidArgumentError: a value outside these ranges, or an `of` that is not larger than `per`.
@@ -44,6 +47,7 @@ class Budget:
     per: Unit = "image"
     rounding: Rounding = "half_even"
     of: Whole | None = None
+    quota: Quota = "proportional"
 
     def __post_init__(self):
         keep = self.keep
@@ -55,7 +59,8 @@ class Budget:
             raise InvalidArgumentError(f"keep={keep} keeps no token: give an int of at least 1 or a float in (0, 1].")
         if isinstance(keep, float) and not 0.0 < keep <= 1.0:  # also catches NaN
             raise InvalidArgumentError(f"keep={keep} is not in (0, 1]: a float is a share; for tokens give an int.")
-        for name, value, allowed in (("per", self.per, Unit), ("rounding", self.rounding, Rounding)):
+        words = (("per", self.per, Unit), ("rounding", self.rounding, Rounding), ("quota", self.quota, Quota))
+        for name, value, allowed in words:
             if value not in get_args(allowed):
                 raise InvalidArgumentError(
                     f"{name}={value!r} is not one of {', '.join(get_args(allowed))}{nearest(value, get_args(allowed))}."
@@ -77,12 +82,15 @@ class Budget:
         return min(n, max(1, int(_ROUND[self.rounding](self.keep * n + slack))))
 
     def split(self, sizes: list[int]) -> list[int]:
-        """Tokens that survive of each of several units that share one budget, in proportion to their sizes.
+        """Tokens that survive of each of several units that share one budget, as `quota` says.
 
-        Largest remainders are rounded up first, the earlier unit among equals. Every unit keeps one token as long as
-        there are enough for all; with fewer tokens than units, some keep none.
+        In proportion: largest remainders are rounded up first, the earlier unit among equals; every unit keeps one
+        token as long as there are enough for all. Equally: earlier units get one more where it does not divide. With
+        fewer tokens than units, some keep none.
         """
         total, whole = self.count(sum(sizes)), sum(sizes)
+        if self.quota == "equal":
+            return _equal(total, sizes)
         shares = [total * size // whole for size in sizes]
         rest = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % whole), i))
         for i in rest[: total - sum(shares)]:
@@ -92,3 +100,18 @@ class Budget:
                 shares[max(range(len(sizes)), key=shares.__getitem__)] -= 1
                 shares[i] = 1
         return shares
+
+
+def _equal(total: int, sizes: list[int]) -> list[int]:
+    """`total` tokens over units that hold at most `sizes`, as equally as they can."""
+    rest, level = total, 0
+    for filled, size in enumerate(sorted(sizes)):  # what small units cannot take raises the level of the others
+        level = rest // (len(sizes) - filled)
+        if size > level:
+            break
+        rest -= size
+    shares = [min(size, level) for size in sizes]
+    open_units = [i for i, size in enumerate(sizes) if size > level]
+    for i in open_units[: total - sum(shares)]:
+        shares[i] += 1
+    return shares

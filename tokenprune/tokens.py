@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .projection import Projection
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Something computed inside the vision tower that a policy needs, a vector for every patch.
+
+    Attributes:
+        what: "attention": the attention probability that a patch gets, c = 1; "keys": its key, after any rotary
+            embedding; "class_token": the tower's output at the class token, the same for all patches of an image.
+        queries: of attention: "cls" (the row of the class token), "all" (mean over all rows) or "auto" ("cls" where the
+            tower has a class token, else "all").
+        heads: "mean" over heads, or "joined": the heads side by side, for attention as one wide head with the scale
+            1 / sqrt(its width).
+        layer: index into the tower's layers, -1 the last; a float in [0, 1) that share of their number, rounded down;
+            None the layer whose output the projector reads.
+    """
+
+    what: Literal["attention", "keys", "class_token"]
+    queries: Literal["auto", "cls", "all"] = "auto"
+    heads: Literal["mean", "joined"] = "mean"
+    layer: int | float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +53,8 @@ class VisualTokens:
 
     features: Tensor
     encoder: Tensor | None = None
+    tower: Mapping[Tap, Tensor] = field(default_factory=dict)
+    projection: Projection | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
     instruction: list[str] | None = None

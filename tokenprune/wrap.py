@@ -19,6 +19,7 @@ from .stages.hook import Hook
 from .stages.parts import Parts, find_parts
 from .stages.positions import NO_COMPACT
 from .stages.projector import Options, ProjectorStage
+from .tokens import Tap
 
 POSITIONS = ("original", "compact")
 LOGITS = ("kept", "full")
@@ -152,7 +153,10 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
         if isinstance(one, type) or not isinstance(one, Policy):
             raise InvalidArgumentError(f"policy={one!r} is no policy: give a registered name or a policy object.")
         if not isinstance(one, ProjectorPolicy):
-            raise InvalidArgumentError(f"policy={one!r} works at stage {one.stage!r}, which wrap does not run yet.")
+            raise InvalidArgumentError(
+                f"policy={one.name!r} works at stage {one.stage!r}, where wrap has no part: see `tokenprune show "
+                f"{one.name}` for how to use it."
+            )
         if keep is not None and one.name != "none":
             if one.keep is not None:
                 raise InvalidArgumentError(
@@ -194,11 +198,16 @@ def _check_free(parts: Parts) -> None:
 def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) -> None:
     """What can be known before the first forward."""
     for one in policies:
-        if "encoder" in one.needs and parts.adapter.patches is None:
+        if any(need == "encoder" or isinstance(need, Tap) for need in one.needs) and parts.adapter.patches is None:
             raise UnsupportedPolicyError(
                 f"policy={one.name!r} needs the tower features of each visual token, and {parts.adapter.model_type!r} "
                 "mixes them beyond recognition: use a policy or relevance on projected features (features='projector', "
                 "TextRelevance)."
+            )
+        if "projection" in one.needs and parts.adapter.project is None:
+            raise UnsupportedPolicyError(
+                f"policy={one.name!r} calls the projector of single tokens, and that of {parts.adapter.model_type!r} "
+                "makes tokens of more than their own patches: use a policy that reads projected features."
             )
     rope = getattr(parts.decoder.config, "rope_parameters", None) or {}
     if positions == "compact" and "mrope_section" in rope:

@@ -7,8 +7,8 @@ from tokenprune.adapters import ADAPTERS, Adapter
 
 from . import BUILT, REFUSED, Family
 
-HEAD = """| `model_type` | image | video | several images | padding | tiles | tower features |
-|---|---|---|---|---|---|---|
+HEAD = """| `model_type` | image | video | several images | padding | tiles | tower features | tower attention |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -16,14 +16,14 @@ def row(adapter: Adapter, variants: list[Family]) -> str:
     """One line: what of the family is in the exactness matrix."""
     variants = [family for family in variants if family.name not in REFUSED]
     if not variants:
-        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | |\n"
+        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | | |\n"
     pictures = [family for family in variants if family.modality == "image" and not family.name.endswith("-video")]
     if any(family.modality == "video" for family in variants):
         video = "yes"
     else:
         video = "as images" if len(pictures) < len(variants) else "–"
     cells = [f"`{adapter.model_type}`", _word(pictures), video, "yes", "yes", _word(any(map(has_tiles, pictures)))]
-    return f"| {' | '.join([*cells, _word(adapter.patches)])} |\n"
+    return f"| {' | '.join([*cells, _word(adapter.patches), _word(adapter.towers)])} |\n"
 
 
 def _word(value: object) -> str:

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from ..budget import Budget, Rounding, Unit, Whole
+from ..budget import Budget, Quota, Rounding, Unit, Whole
 from ..errors import InvalidArgumentError, nearest
-from ..tokens import Selection, VisualTokens
+from ..tokens import Selection, Tap, VisualTokens
 
-Need = Literal["features", "encoder", "text", "instruction"]
+Need = Literal["features", "encoder", "projection", "text", "instruction"] | Tap
 Source = Literal["projector", "pre_merger"]
 
 
@@ -24,24 +24,29 @@ class Policy:
         per: unit the budget is counted over.
         rounding: how a share becomes a count.
         of: None, or the larger unit that `keep` is meant of, and split over its units: see `Budget`.
+        quota: how it is split: "proportional" to the units' sizes or "equal".
     """
 
     name: ClassVar[str] = ""
     stage: ClassVar[str] = ""
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})
-    cost: ClassVar[str] = ""  # one line for `tokenprune show`: operations and memory per unit
+    # Lines for `tokenprune show`
+    cost: ClassVar[str] = ""  # operations and memory per unit
+    when: ClassVar[str] = ""  # to be used
+    limits: ClassVar[str] = ""
 
     keep: int | float | None = None
     per: Unit = "image"
     rounding: Rounding = "half_even"
     of: Whole | None = None
+    quota: Quota = "proportional"
 
     def __post_init__(self):
-        Budget(1.0 if self.keep is None else self.keep, self.per, self.rounding, self.of)
+        Budget(1.0 if self.keep is None else self.keep, self.per, self.rounding, self.of, self.quota)
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.keep, self.per, self.rounding, self.of)
+        return Budget(self.keep, self.per, self.rounding, self.of, self.quota)
 
 
 @dataclass(kw_only=True)
@@ -49,6 +54,11 @@ class ProjectorPolicy(Policy):
     """Works on projected tokens, after the projector and before the language model."""
 
     stage: ClassVar[str] = "projector"
+
+    @property
+    def exact(self) -> bool:
+        """Whether every answer has exactly k tokens. Where not (`strict_paper`), units are asked one at a time."""
+        return True
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         """Choose or merge down to k of the N tokens of each unit. The runtime calls it with 1 <= k < N only."""

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ..adapters import Features
 from ..errors import UnsupportedModelError
+from ..tokens import Tap
 from .hook import Hook
 from .parts import Parts
+from .tower import TowerTaps
 
 ENCODERS = {"get_image_features": "image", "get_video_features": "video"}
 PACK = "pack_image_features"
@@ -48,14 +50,16 @@ class FeatureWatch:
 
     Args:
         parts: of the model.
-        wants_encoder: whether to keep what enters the adapter's merger.
+        needs: what the policies need, asked at every encoding.
         seen: called with the features of every encoding.
     """
 
-    def __init__(self, parts: Parts, *, wants_encoder: Callable[[], bool], seen: Callable[[Features], None]):
-        self.parts, self._wants_encoder, self._seen = parts, wants_encoder, seen
+    def __init__(self, parts: Parts, *, needs: Callable[[], frozenset], seen: Callable[[Features], None]):
+        self.parts, self._needs, self._seen = parts, needs, seen
         self._local = threading.local()
         self._hook: Any = None
+        taps = sorted((need for need in needs() if isinstance(need, Tap)), key=repr)
+        self._taps = TowerTaps(parts, taps, lambda: self._current)
 
     def install(self) -> None:
         outer = self.parts.outer
@@ -66,8 +70,10 @@ class FeatureWatch:
         if self.parts.adapter.merger is not None:
             merger = self.parts.module(self.parts.adapter.merger)
             self._hook = merger.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
+        self._taps.install()
 
     def remove(self) -> None:
+        self._taps.remove()
         for name in (*ENCODERS, PACK):
             if isinstance(vars(self.parts.outer).get(name), _Watched):
                 delattr(self.parts.outer, name)
@@ -112,7 +118,7 @@ class FeatureWatch:
         return method(image_features, *args, **kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._current is not None and self._wants_encoder():
+        if self._current is not None and any(need == "encoder" or isinstance(need, Tap) for need in self._needs()):
             self._current.entered.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
 

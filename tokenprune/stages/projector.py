@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..adapters import Features
 from ..errors import InputError, InvalidArgumentError, NotEngagedError, UnsupportedModelError
 from ..policies import ProjectorPolicy
+from ..policies.base import Need
 from ..report import Report
 from .cache import Life, physical_length, state_of
 from .continued import continue_cache, remember
@@ -35,8 +36,9 @@ from .gather import Cut, shorten_inputs
 from .hook import Hook
 from .parts import Parts
 from .positions import NO_COMPACT, compact, one_sequence
+from .projection import Projector
 from .prompt import PromptReader
-from .select import apply_policies, budgets_remove
+from .select import Surroundings, apply_policies, budgets_remove
 from .separators import drop_empty
 from .units import UnitState, make_units
 from .visual import Call, find_items, has_placeholder, keys_of, modalities, placeholder_masks
@@ -90,9 +92,10 @@ class ProjectorStage:
     def __init__(self, *, parts: Parts, policies: list[ProjectorPolicy], options: Options):
         self.parts, self.policies, self.options = parts, policies, options
         self.prompts = PromptReader(parts.model, options.tokenizer)
+        self.projector = Projector(parts)
         self.enabled = True
         self.life = Life()
-        self.watch = FeatureWatch(parts, wants_encoder=lambda: "encoder" in self.needs, seen=self.after_features)
+        self.watch = FeatureWatch(parts, needs=lambda: self.needs, seen=self.after_features)
         self._last: Outcome | None = None
         self._local = threading.local()  # what one forward knows; forwards may run in several threads
         self._hooks: list[Any] = []
@@ -138,7 +141,7 @@ class ProjectorStage:
         return getattr(self._local, "call", None)
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Need]:
         return frozenset().union(*(policy.needs for policy in self.policies))
 
     @property
@@ -207,7 +210,8 @@ class ProjectorStage:
         prompt = self.prompts.read(call, x, real, self.needs)
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         started = self._clock(x)
-        x = apply_policies(self.policies, units, x, prompt, deepstack)
+        around = Surroundings(prompt=prompt, projector=self.projector, deepstack=deepstack)
+        x = apply_policies(self.policies, units, x, around)
         elapsed = None if started is None else 1e3 * (self._clock(x) - started)
         for unit in units:
             keep[unit.sample, unit.slots] = True
@@ -296,5 +300,5 @@ def by_name(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str,
 
 def _forget(units: list[UnitState]) -> list[UnitState]:
     for unit in units:
-        unit.encoder = None
+        unit.inside = {}
     return units

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class UnitState:
         key: see `VisualTokens.keys`.
         slots: [n] long on the device, positions in the segment of the tokens still there, ascending.
         grid: of the tokens still there.
-        encoder: [n, P, d_v] or None.
+        inside: for "encoder" and every tap that was captured [n, P, c]; empty where patches of rows are not known.
         place: [n] long on the device, places of `slots` in the unit as it was.
         source: [total] long on the device, which of `slots` carries each original token, or -1.
         full_grid, full_slots: of the unit as it was.
@@ -39,7 +40,7 @@ class UnitState:
     key: int
     slots: Tensor
     grid: Grid | None
-    encoder: Tensor | None = None
+    inside: dict[Any, Tensor] = field(default_factory=dict)
     place: Tensor = field(init=False)
     source: Tensor = field(init=False)
     full_grid: Grid | None = field(init=False)
@@ -72,7 +73,7 @@ class _Piece:
     key: int
     slots: Tensor
     grid: Grid | None
-    encoder: Tensor | None
+    inside: dict[Any, Tensor]
 
 
 def make_units(
@@ -89,14 +90,14 @@ def make_units(
     """
     if per == "crop" and not adapter.crops:
         per = "image"  # which is then its only crop
-    patches: dict[int, Tensor | None] = {}
+    captured: dict[int, dict[Any, Tensor]] = {}
     for item in items:
-        if id(item.features) not in patches:
-            patches[id(item.features)] = _patches(item.features, adapter, config)
+        if id(item.features) not in captured:
+            captured[id(item.features)] = _captured(item.features, adapter, config)
     pieces = []
     for item, key in zip(items, keys, strict=True):
-        encoder = _own_patches(item, patches[id(item.features)])
-        pieces += _split(item, key, encoder, frames=per == "frame")
+        inside = _own(item, captured[id(item.features)])
+        pieces += _split(item, key, inside, frames=per == "frame")
     units, count = [], Counter()
     for (sample, _), group in groupby(pieces, key=lambda piece: (piece.item.sample, _unit_of(piece, per))):
         group = list(group)
@@ -106,9 +107,8 @@ def make_units(
         count[sample] += 1
         slots = torch.cat([piece.slots for piece in group])
         order = slots.argsort()  # lines of neighbouring tiles lie between each other
-        encoder = None
-        if all(piece.encoder is not None for piece in group):
-            encoder = torch.cat([piece.encoder for piece in group])
+        known = set(group[0].inside).intersection(*(piece.inside for piece in group))
+        inside = {need: torch.cat([piece.inside[need] for piece in group]) for need in known}
         units.append(
             UnitState(
                 sample=sample,
@@ -118,7 +118,7 @@ def make_units(
                 key=group[0].key + (number if cut else 0),
                 slots=slots[order].to(device),
                 grid=_joined_grid(group),
-                encoder=None if encoder is None else encoder[order.to(encoder.device)],
+                inside={need: values[order.to(values.device)] for need, values in inside.items()},
             )
         )
     return units
@@ -133,7 +133,7 @@ def _unit_of(piece: _Piece, per: Unit) -> object:
     return id(piece)
 
 
-def _split(item: Item, key: int, encoder: Tensor | None, *, frames: bool) -> list[_Piece]:
+def _split(item: Item, key: int, inside: dict[Any, Tensor], *, frames: bool) -> list[_Piece]:
     """One piece per crop, per frame of a crop where `frames` asks for it. Rows that are no patch stay out."""
     pieces = []
     if frames and item.modality == "video" and item.layout.grids == (None,):
@@ -141,12 +141,12 @@ def _split(item: Item, key: int, encoder: Tensor | None, *, frames: bool) -> lis
             "per='frame' needs the frames of the video, which are not known here: use per='image' or 'prompt'."
         )
     for number, grid in enumerate(item.layout.grids):
-        inside = (item.layout.crop == number).nonzero()[:, 0]
+        patches = (item.layout.crop == number).nonzero()[:, 0]
         count = grid[0] if frames and grid is not None else 1
         grid = (1, *grid[1:]) if count > 1 else grid
-        for rows in inside.chunk(count):
+        for rows in patches.chunk(count):
             if len(rows):
-                own = None if encoder is None else encoder[rows.to(encoder.device)]
+                own = {need: values[rows.to(values.device)] for need, values in inside.items()}
                 pieces.append(_Piece(item, key, item.slots[rows], grid, own))
     return pieces
 
@@ -162,20 +162,30 @@ def _joined_grid(group: list[_Piece]) -> Grid | None:
     return (grid[0] * len(group), *grid[1:]) if frames and same else None
 
 
-def _patches(features: Features, adapter: Adapter, config) -> Tensor | None:
-    """[rows of the merger's output, P, d_v], None where none were captured."""
+def _captured(features: Features, adapter: Adapter, config) -> dict[Any, Tensor]:
+    """[rows of the merger's output, P, c] for "encoder" and every tap; empty where none were captured."""
     if adapter.patches is None or not features.entered:
-        return None
+        return {}
     patches = [adapter.patches(config, features, entered) for entered in features.entered]
-    return None if patches[0] is None else torch.cat(patches)
+    if patches[0] is None:
+        return {}
+    inside = {"encoder": torch.cat(patches)}
+    rows, count = inside["encoder"].shape[:2]
+    for tap, calls in features.tower.items():
+        values = torch.cat(calls, dim=1 if len(calls[0]) == 1 else 0)
+        if values.shape[1] * len(values) != rows * count:
+            values = values[:, features.prefix :]
+        values = adapter.inside(config, features, values, count)
+        if len(values) == rows:  # else the rows were made of several positions
+            inside[tap] = values
+    return inside
 
 
-def _own_patches(item: Item, patches: Tensor | None) -> Tensor | None:
-    """[n, P, d_v] of the rows of one item."""
-    if patches is None:
-        return None
+def _own(item: Item, captured: dict[Any, Tensor]) -> dict[Any, Tensor]:
+    """[n, P, c] of the rows of one item."""
     if item.layout.patches is None:
-        return patches[item.first : item.first + len(item.slots)]
+        return {need: values[item.first : item.first + len(item.slots)] for need, values in captured.items()}
     if bool((item.layout.patches < 0).logical_and(item.layout.crop >= 0).any()):
-        return None  # interpolated: no patch is a row's own
-    return patches[item.layout.patches.clamp_min(0).to(patches.device)]
+        return {}  # interpolated: no patch is a row's own
+    rows = item.layout.patches.clamp_min(0)
+    return {need: values[rows.to(values.device)] for need, values in captured.items()}

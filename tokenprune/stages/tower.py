@@ -1,0 +1,199 @@
+"""Looking inside the vision tower without changing what it computes.
+
+The attention modules that a policy asks about get a copy of their config with an attention implementation of our own
+name, registered with transformers. It calls the implementation that the model uses, and notes what the taps want from
+the queries and keys it is handed. Everything else goes on reading the config it read before.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..adapters import Features
+from ..errors import UnsupportedPolicyError
+from ..ops import attention_rows, join_heads, received_attention
+from ..tokens import Tap
+from .hook import Hook
+from .parts import Parts
+
+ATTENTION = re.compile(r"\.(\d+)\.(self_attn|attn|attention)$")
+CLASS_TOKEN = ("class_embedding", "cls_token")
+PREFIX = "tokenprune_"
+
+
+class TowerTaps:
+    """Taps on the vision towers of one model.
+
+    Args:
+        parts: of the model.
+        taps: what the policies need.
+        current: the encoding that runs in this thread, or None.
+
+    Raises:
+        UnsupportedPolicyError: the tower has no such layer, no class token, or is not one that can be looked into.
+    """
+
+    def __init__(self, parts: Parts, taps: list[Tap], current: Callable[[], Features | None]):
+        self._parts, self._current = parts, current
+        self._at: list[tuple[nn.Module, nn.Module, list[Tap]]] = []  # attention, its block, what to note there
+        self._undo: list[Callable[[], None]] = []
+        self._prefix = 0
+        for path in parts.adapter.towers if taps else ():
+            found = dict(parts.module(path).named_modules(prefix=path))
+            layers = [name for name in found if ATTENTION.search(name)]
+            has_class = any(name.split(".")[-1] in CLASS_TOKEN for name, _ in found[path].named_parameters())
+            registers = getattr(getattr(found[path], "config", None), "num_register_tokens", None) or 0
+            self._prefix = has_class + registers
+            places: dict[int, list[Tap]] = {}
+            for tap in taps:
+                self._check(tap, has_class)
+                places.setdefault(self._layer(tap, len(layers)), []).append(_settled(tap, has_class))
+            for i, wanted in places.items():
+                name = layers[i]
+                self._at.append((found[name], found[name.rpartition(".")[0]], wanted))
+        if taps and not self._at:
+            raise UnsupportedPolicyError(
+                f"policy needs a look inside the vision tower ({', '.join(map(str, taps))}), and that of "
+                f"{parts.adapter.model_type!r} is none whose attention can be told apart by visual tokens: use a "
+                "policy that reads projected features."
+            )
+
+    def install(self) -> None:
+        for attention, block, taps in self._at:
+            inner = [tap for tap in taps if tap[1].what != "class_token"]
+            outer = [tap for tap in taps if tap[1].what == "class_token"]
+            if inner:
+                self._tap(attention, inner)
+            if outer:
+                note = Hook(lambda module, args, output, outer=outer: self._class_token(outer, output))
+                self._undo.append(block.register_forward_hook(note).remove)
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    # Resolving
+
+    def _layer(self, tap: Tap, count: int) -> int:
+        layer = tap.layer
+        if layer is None:
+            read = getattr(self._parts.config, "vision_feature_layer", None)
+            read = [-1] if read is None else [read] if isinstance(read, int) else list(read)
+            # entry 0 of the hidden states is what enters the first layer
+            layer = max((i if i < 0 else i - 1 - count) for i in read)
+        if isinstance(layer, float):
+            layer = int(layer * count)
+        if not -count <= layer < count:
+            raise UnsupportedPolicyError(
+                f"layer={tap.layer!r} is not in the vision tower of {self._parts.adapter.model_type!r}, which has "
+                f"{count} attention layers: give an index from {-count} to {count - 1}, or a share in [0, 1)."
+            )
+        return layer % count
+
+    def _check(self, tap: Tap, has_class: bool) -> None:
+        if (tap.what == "class_token" or tap.queries == "cls") and not has_class:
+            raise UnsupportedPolicyError(
+                f"policy needs the class token of the vision tower, and that of {self._parts.adapter.model_type!r} "
+                "has none: use queries='all' or 'auto' for attention, and the method's default without the class token."
+            )
+
+    # Noting
+
+    def _tap(self, attention: nn.Module, taps: list[tuple[Tap, Tap]]) -> None:
+        original = attention.config
+        name = PREFIX + str(original._attn_implementation)
+        if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+            AttentionInterface.register(name, _tapped)
+        config = copy.copy(original)
+        config.__class__ = _tapped_class(type(original))
+        config._attn_implementation_internal = name
+        config._tokenprune = original, lambda *args, **kwargs: self._note(taps, *args, **kwargs)
+        attention.config = config
+        self._undo.append(lambda: setattr(attention, "config", original))
+
+    @torch.no_grad()
+    def _note(self, taps: list[tuple[Tap, Tap]], query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
+        if (features := self._current()) is not None:
+            features.prefix = self._prefix
+            for asked, tap in taps:
+                features.tower.setdefault(asked, []).append(_value(tap, query, key, mask, scale))
+
+    @torch.no_grad()
+    def _class_token(self, taps: list[tuple[Tap, Tap]], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if (features := self._current()) is not None:
+            features.prefix = self._prefix
+            for asked, _ in taps:
+                features.tower.setdefault(asked, []).append(hidden[:, :1].expand_as(hidden))
+
+
+def _settled(tap: Tap, has_class: bool) -> tuple[Tap, Tap]:
+    """The tap as asked, and with "auto" decided."""
+    queries = ("cls" if has_class else "all") if tap.queries == "auto" else tap.queries
+    return tap, Tap(tap.what, queries=queries, heads=tap.heads, layer=tap.layer)
+
+
+def _value(tap: Tap, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """[B, L, c] float32"""
+    if tap.heads == "joined":
+        groups = query.shape[1] // key.shape[1]
+        query, key = join_heads(query), join_heads(key.repeat_interleave(groups, dim=1))
+        scale = query.shape[-1] ** -0.5
+    if tap.what == "keys":
+        return key.float().mean(1)
+    if tap.queries == "all":
+        return received_attention(query, key, scale, mask)[..., None]
+    row = mask if mask is None else mask[:, :, :1]
+    return attention_rows(query[:, :, :1], key, scale, row).mT
+
+
+def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any):
+    """The attention implementation of the model, after a note."""
+    original, note = module.config._tokenprune
+    mask, scale = attention_mask, kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    bounds = kwargs.get("cu_seq_lens_q")
+    if bounds is None:
+        note(query, key, mask, scale)
+    else:  # images packed into one row
+        sizes = bounds.diff().tolist()
+        for q, k in zip(query.split(sizes, 2), key.split(sizes, 2), strict=True):
+            note(q, k, None, scale)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
+    return function(_WithConfig(module, original), query, key, value, attention_mask, **kwargs)
+
+
+class _WithConfig:
+    """An attention module as its implementation sees it: with the config it had."""
+
+    def __init__(self, module: nn.Module, config: Any):
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _tapped_class(cls: type) -> type:
+    """A config class whose copies, deep or pickled, are the config that was there before."""
+    if cls not in _CLASSES:
+        methods = {"__reduce_ex__": lambda self, protocol: (_itself, (self._tokenprune[0],))}
+        methods["__deepcopy__"] = lambda self, memo: copy.deepcopy(self._tokenprune[0], memo)
+        _CLASSES[cls] = type(cls.__name__, (cls,), methods)
+    return _CLASSES[cls]
+
+
+def _itself(config: Any) -> Any:
+    return config
