@@ -69,7 +69,7 @@ def test_list_takes_a_wildcard(call):
 def test_show_has_fields_stage_needs_and_cost(call, name):
     result = call("show", name)
     assert result.exit_code == 0
-    for word in ("keep", "per", "rounding", "stage  projector", "needs", "cost"):
+    for word in ("keep", "per", "rounding", "stage ", "needs ", "cost ", "when ", "limits "):
         assert word in result.stdout
 
 
@@ -79,6 +79,14 @@ def test_show_tells_formula_source_defaults_and_meaning(call):
         assert word in text
     assert re.search(r"theta +float \| None +None +None, as released", text)
     assert "[bold]" not in text
+
+
+def test_show_tells_when_to_use_it_and_its_limits(call):
+    text = call("show", "holov").stdout
+    assert re.search(r"needs +attention of the class token or received \(vision layer that is read\), features", text)
+    assert re.search(r"when +Strong pruning", text)
+    assert re.search(r"limits +Runs are stripes", text)
+    assert "attention received (vision layer 37.5% deep)" in call("show", "hiprune").stdout
 
 
 def test_show_suggests_the_nearest_name(call):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .policies import Policy
+    from .policies.base import Need
 
 USER_ERROR = 2  # exit code
 
@@ -82,8 +83,9 @@ def list_command(
 @app.command()
 @one_sentence()
 def show(policy: Annotated[str, typer.Argument(help="Name of a policy, see `tokenprune list`.")]) -> None:
-    """Show one policy: formula, fields with their defaults, source, needs, cost."""
+    """Show one policy: formula, fields with their defaults, source, needs, cost, when to use it and its limits."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from .policies import Policy
@@ -101,9 +103,12 @@ def show(policy: Annotated[str, typer.Argument(help="Name of a policy, see `toke
     for field in dataclasses.fields(cls):
         table.add_row(field.name, str(field.type), _default(field), about.get(field.name, ""))
     console.print(table, markup=False)
-    console.print(
-        f"\n[bold]stage[/bold]  {cls.stage}\n[bold]needs[/bold]  {_needs(cls())}\n[bold]cost[/bold]   {cls.cost}"
-    )
+    facts = Table("", "", box=None, show_header=False, pad_edge=False)
+    words = {"stage": cls.stage, "needs": _needs(cls()), "cost": cls.cost, "when": cls.when, "limits": cls.limits}
+    for name, word in words.items():
+        facts.add_row(f"[bold]{name}[/bold]", escape(word))
+    console.print()
+    console.print(facts)
 
 
 @app.command()
@@ -261,7 +266,16 @@ def with_images(processor: Any, prompt: str, images: int) -> str:
 
 
 def _needs(policy: Policy) -> str:
-    return ", ".join(sorted(policy.needs)) or "nothing"
+    return ", ".join(sorted(map(_need, policy.needs))) or "nothing"
+
+
+def _need(need: Need) -> str:
+    if isinstance(need, str):
+        return need
+    attention = {"cls": "of the class token", "all": "received", "auto": "of the class token or received"}
+    what = {"keys": "keys", "class_token": "class token", "attention": f"attention {attention[need.queries]}"}
+    layer = f"{need.layer:.1%} deep" if isinstance(need.layer, float) else need.layer
+    return f"{what[need.what]} (vision layer {'that is read' if layer is None else layer})"
 
 
 def _default(field: dataclasses.Field) -> str:

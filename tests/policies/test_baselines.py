@@ -3,7 +3,7 @@ import torch
 from default_policies import visual_tokens
 
 from tokenprune.errors import InvalidArgumentError
-from tokenprune.policies import DivPrune, NoPruning, Pool, Random, Uniform
+from tokenprune.policies import DivPrune, NoPruning, Norm, Pool, Random, Uniform
 
 
 def randn(*shape, seed=0):
@@ -60,3 +60,10 @@ def test_divprune_looks_at_no_text_and_no_length():
     assert torch.equal(policy.select(visual_tokens(features, seed=9), 6).order, expected)
     lengths = 1 + randn(1, 20, 1, seed=5).abs()
     assert torch.equal(policy.select(visual_tokens(features * lengths), 6).order, expected)
+
+
+def test_norm_keeps_the_longest_and_the_lowest_among_equals():
+    features = torch.tensor([[[3.0, 4], [0, 6], [0, 5], [-8, 0], [4, -3]]])
+    selection = Norm().select(visual_tokens(features), 4)
+    assert selection.order.tolist() == [[3, 1, 0, 2]]
+    assert selection.scores.tolist() == [[5, 6, 5, 8, 5]]

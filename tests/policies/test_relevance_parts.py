@@ -75,6 +75,18 @@ def test_a_merged_token_is_scored_by_its_patches(clip, tokenizer, patches, reduc
     torch.testing.assert_close(relevance(tokens), reduce(torch.stack(alone), 0))
 
 
+@torch.no_grad()
+def test_the_dot_product_has_the_lengths_of_both(clip, tokenizer):
+    tokens = instruction("w0 w1 w2 w3 w4", patches=2)
+    patches = clip.visual_projection(clip.vision_model.post_layernorm(tokens.encoder))
+    rows = [clip.get_text_features(input_ids=torch.tensor([row])) for row in ([BOS, 0, 1, 2, 3, EOS], [BOS, 4, EOS])]
+    text = torch.cat([getattr(row, "pooler_output", row) for row in rows])
+    relevance = ClipRelevance(clip=clip, tokenizer=tokenizer, similarity="dot")
+    torch.testing.assert_close(relevance(tokens), -(patches @ text.T).mean((-2, -1)))
+    with pytest.raises(InvalidArgumentError, match="similarity='l2' is neither"):
+        ClipRelevance(clip=clip, tokenizer=tokenizer, similarity="l2")
+
+
 def test_a_long_instruction_is_cut_into_segments_of_the_context_length(clip, tokenizer):
     tokens = instruction("w0 w1 w2 w3 w4 w5 w6 w7 w8")
     rows = [[BOS, 0, 1, 2, 3, EOS], [BOS, 4, 5, 6, 7, EOS], [BOS, 8, EOS]]

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 
 from ..errors import InvalidArgumentError
-from ..ops import average_by_source, even_points, points_on_grid, sources_on_grid
+from ..ops import average_by_source, even_points, points_on_grid, sources_on_grid, top_k
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import ProjectorPolicy
+from .quality import FeatureNorm
 
 
 def _spread(tokens: VisualTokens, k: int) -> tuple[tuple[int, int, int], list[int]]:
@@ -28,6 +29,8 @@ class NoPruning(ProjectorPolicy):
     keep: int | float | None = 1.0
     needs: ClassVar = frozenset()
     cost: ClassVar = "nothing"
+    when: ClassVar = "As the reference of a comparison."
+    limits: ClassVar = "Saves nothing."
 
     def __post_init__(self):
         super().__post_init__()
@@ -50,6 +53,8 @@ class Random(ProjectorPolicy):
     seed: int = 0
     needs: ClassVar = frozenset()
     cost: ClassVar = "one permutation of N on the CPU"
+    when: ClassVar = "As the baseline that every method has to beat, at every budget."
+    limits: ClassVar = "Small things are lost by chance: average over seeds."
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,11 +77,26 @@ class Uniform(ProjectorPolicy):
 
     needs: ClassVar = frozenset()
     cost: ClassVar = "k integer operations on the CPU"
+    when: ClassVar = "The same coverage for every picture at no cost; as a baseline, steadier than random."
+    limits: ClassVar = "Things between the places are lost, text and fine print first."
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         _, points = _spread(tokens, k)
-        order = torch.tensor(points, device=tokens.features.device)
-        return Selection.subset(order.expand(tokens.shape[0], k))
+        return Selection.subset(torch.tensor(points, device=tokens.features.device).expand(tokens.shape[0], k))
+
+
+@register("norm")
+@dataclass(kw_only=True)
+class Norm(ProjectorPolicy):
+    """The k projected tokens of the largest Euclidean norm."""
+
+    cost: ClassVar = "N D multiply-adds and a sort of N"
+    when: ClassVar = "As a baseline for scores that look at one token at a time."
+    limits: ClassVar = "Large norms are often artefacts in the background, and repeats of one thing are all kept."
+
+    def select(self, tokens: VisualTokens, k: int) -> Selection:
+        norm = FeatureNorm()(tokens)
+        return Selection.subset(top_k(norm, k), scores=norm)
 
 
 @register("pool")
@@ -84,15 +104,15 @@ class Uniform(ProjectorPolicy):
 class Pool(ProjectorPolicy):
     """Average pooling to any count: every token is averaged into the nearest of the places `uniform` would keep.
 
-    Where k divides the grid into equal blocks this is plain average pooling. The average takes the position of its
-    place.
+    Where k divides the grid into equal blocks this is plain average pooling. Averages take the position of their place.
     """
 
     cost: ClassVar = "N k distances and N D additions"
+    when: ClassVar = "Questions about the whole scene: nothing is dropped, everything is averaged."
+    limits: ClassVar = "Averages of tokens are nothing the model was trained on; fine detail drowns at small budgets."
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        g, n = tokens.shape
-        device = tokens.features.device
+        (g, n), device = tokens.shape, tokens.features.device
         grid, points = _spread(tokens, k)
         source = sources_on_grid(grid, points).to(device).expand(g, n)
         merged, sizes = average_by_source(tokens.features, source, k)

@@ -43,6 +43,8 @@ class CDPruner(FeaturePolicy):
     relevance: Callable[[VisualTokens], Tensor] = field(default_factory=TextRelevance)
     theta: float | None = None
     cost: ClassVar = "N k D + N k^2 / 2 multiply-adds, k sequential steps; N (k + D) floats"
+    when: ClassVar = "The question is known and points at something: weighs relevance and diversity in one."
+    limits: ClassVar = "Another selection for every question, and only as good as the relevance it is given."
 
     def __post_init__(self):
         super().__post_init__()

@@ -44,6 +44,8 @@ class CDPrunerOpenVINO(FeaturePolicy):
     split: bool = True
     rounding: Rounding = "half_up"
     cost: ClassVar = "half of cdpruner's with split; N (k + D) floats"
+    when: ClassVar = "To get what OpenVINO GenAI serves, or a milder weight of relevance than cdpruner's product."
+    limits: ClassVar = "Relevance also sees the chat template's words; the halves cannot trade tokens with `split`."
 
     def __post_init__(self):
         super().__post_init__()

@@ -28,6 +28,10 @@ class DivPrune(FeaturePolicy):
     """
 
     cost: ClassVar = "N^2 D + N k D multiply-adds, k sequential steps; 64 MiB blocks + N D floats"
+    when: ClassVar = (
+        "Small budgets and scenes of many different things; one selection serves all questions about a picture."
+    )
+    limits: ClassVar = "Blind to the question: odd-looking background is kept as readily as the thing asked for."
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         return Selection.subset(greedy_max_min(unit_norm(self.compared(tokens)), k))

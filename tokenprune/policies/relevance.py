@@ -30,17 +30,19 @@ class TextRelevance:
 
 @dataclass(kw_only=True)
 class ClipRelevance:
-    """Cosine of a patch with the instruction in the joint space of the CLIP model that the vision tower comes from.
+    """Likeness of a patch and the instruction in the joint space of the CLIP model that the vision tower comes from.
 
     Patch side: visual_projection(post_layernorm(h)) of the patch features h as they enter the projector, [N, P, d_v];
     text side: CLIP's pooled, projected embedding of the instruction, cut into segments of the tower's context length,
-    each with its own begin and end tokens; the relevance is the mean over segments, times `sign`.
+    each with its own begin and end tokens; the relevance is the mean cosine over segments, times `sign`.
 
     Attributes:
         clip: a `transformers.CLIPModel` of the same family as the vision tower (its text tower and projections are
             used).
         tokenizer: the tokenizer of its text tower.
-        patches: "mean" or "max" of the cosines of the P patches that a merger makes one token of (P = 1: no matter).
+        similarity: "cosine", or "dot", the product of the two vectors at their own lengths, as TRIM has it.
+        patches: "mean" or "max" of the similarities of the P patches that a merger makes one token of (P = 1: no
+            matter).
         sign: -1 as CDPruner's code has it for the released CLIP (dense CLIP similarity is anti-correlated with the
             object named); +1 for towers where it is not.
     """
@@ -49,6 +51,7 @@ class ClipRelevance:
     tokenizer: Callable[..., Any]
     sign: int = -1
     patches: Literal["mean", "max"] = "mean"
+    similarity: Literal["cosine", "dot"] = "cosine"
     needs: ClassVar = frozenset({"encoder", "instruction"})
 
     def __post_init__(self):
@@ -56,6 +59,10 @@ class ClipRelevance:
             raise InvalidArgumentError(f"sign={self.sign!r} is neither -1 nor 1: give one of them.")
         if self.patches not in ("mean", "max"):
             raise InvalidArgumentError(f"patches={self.patches!r} is neither 'mean' nor 'max': give one of them.")
+        if self.similarity not in ("cosine", "dot"):
+            raise InvalidArgumentError(
+                f"similarity={self.similarity!r} is neither 'cosine' nor 'dot': give one of them."
+            )
 
     @torch.no_grad()
     def __call__(self, tokens: VisualTokens) -> Tensor:
@@ -70,12 +77,15 @@ class ClipRelevance:
         patches = self.clip.vision_model.post_layernorm(tokens.encoder.to(parameter.device, parameter.dtype))
         patches = self.clip.visual_projection(patches)
         text = {line: self._embed(line, parameter.device) for line in set(tokens.instruction)}
-        rows = [
-            mean_cosine(patch.flatten(0, 1)[None], text[line])[0].view(patch.shape[:2])
-            for patch, line in zip(patches, tokens.instruction, strict=True)
-        ]
-        cosines = self.sign * torch.stack(rows).to(tokens.features.device)
-        return cosines.mean(-1) if self.patches == "mean" else cosines.amax(-1)
+        rows = [self._compare(patch, text[line]) for patch, line in zip(patches, tokens.instruction, strict=True)]
+        similarities = self.sign * torch.stack(rows).to(tokens.features.device)
+        return similarities.mean(-1) if self.patches == "mean" else similarities.amax(-1)
+
+    def _compare(self, patches: Tensor, text: Tensor) -> Tensor:
+        """[N, P] float32 similarities of [N, P, c] patches with [segments, c], mean over segments."""
+        if self.similarity == "dot":
+            return patches.float() @ text.float().mean(0)
+        return mean_cosine(patches.flatten(0, 1)[None], text)[0].view(patches.shape[:2])
 
     def _embed(self, instruction: str, device: torch.device) -> Tensor:
         """[segments, c]"""
