@@ -1,269 +1,362 @@
-"""Accuracy of every policy at every budget on held-out scenes: `python -m tokenprune.eval.accuracy [--scenes 1000]`.
+"""Accuracy and time of every policy at every budget: `python -m tokenprune.eval.accuracy [--scenes 2400] [--easy N]`.
 
-Images are encoded once; a policy then sees the same features in every configuration. Answers are one word, so the first
-generated token decides, which is checked against `generate` on the first batch.
+On held-out scenes and on the test split of easy-VQA, with the embedded model. Every row is written as soon as it is
+measured, with its answers; a run goes on where the last one stopped, and measures anew what is not of this setup.
 """
 
+from __future__ import annotations
+
 import argparse
+import ast
+import base64
 import hashlib
+import inspect
 import json
 import platform
-import statistics
+import random
+import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import Progress
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from .. import CDPruner, CDPrunerOpenVINO, ClipRelevance, DivPrune, Handle, Policy, Pool, Random, Uniform, wrap
-from . import shapes
+from .. import Policy, list_policies
+from . import intervals, pareto, shapes
+from .asking import Batch, Way, check_against_generate, encoded, way
+from .clock import machine, ratios
+from .rows import configurations, described
 from .shapes.evaluate import majority
+from .shapes.questions import Question
 
 KEEPS = (0.5, 0.25, 0.11, 0.05)
-BATCH = 50
 DENSE = "dense"
+SCENES, EASY = "scenes", "easy-VQA"
+TIMED = (1, 8)  # batch sizes
 
 
-@dataclass
-class Batch:
-    """Questions about scenes as the model reads them; `features`: what `get_image_features` says about the images."""
+def easy_samples(limit: int | None = None) -> list[shapes.Sample]:
+    """The test questions of easy-VQA, image after image in an order drawn once; of a limit, the first ones.
 
-    samples: list[shapes.Sample]
-    inputs: dict[str, torch.Tensor]
-    pixels: torch.Tensor
-    features: tuple[torch.Tensor, ...]
-    answers: torch.Tensor
+    The kind of a question is that of its answer: "yes/no", "color" or "shape".
+    """
+    from .shapes import easy
+
+    if limit == 0:
+        return []
+    grouped = [list(group) for _, group in groupby(sorted(easy.samples("test"), key=_path), key=_path)]
+    random.Random(0).shuffle(grouped)
+    found: list[shapes.Sample] = []
+    for group in grouped:
+        if limit is not None and len(found) >= limit:
+            break
+        with Image.open(group[0][0]) as image:
+            picture = image.convert("RGB")
+        found += [shapes.Sample(picture, Question(one.text, one.answer, _kind(one.answer))) for _, one in group]
+    return found[:limit]
 
 
-def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy]]:
-    """Rows of the table: policies without a budget, several where the mean over seeds counts."""
-    rows: dict[str, list[Policy]] = {"cdpruner": [CDPruner()]}
-    if clip is not None:
-        model, tokenizer = clip
-        for sign, name in ((1, "cdpruner, CLIP (sign +1)"), (-1, "cdpruner, CLIP (sign -1)")):
-            rows[name] = [CDPruner(relevance=ClipRelevance(clip=model, tokenizer=tokenizer, sign=sign))]
-    return rows | {
-        "cdpruner-openvino": [CDPrunerOpenVINO()],
-        "divprune": [DivPrune()],
-        "pool": [Pool()],
-        "uniform": [Uniform()],
-        "random": [Random(seed=seed) for seed in range(seeds)],
+def _path(sample: tuple[str, Question]) -> str:
+    return sample[0]
+
+
+def _kind(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
+
+
+class Questions:
+    """All questions of a run, set after set, with their pictures encoded.
+
+    Attributes:
+        batches: over all sets, in order.
+        parts: set -> its slice of the questions.
+        kinds: [n] kind of every question.
+        cluster: [n] number of its picture.
+    """
+
+    def __init__(self, model, processor, sets: dict[str, list[shapes.Sample]], advance: Callable[[int], None]):
+        self.sets = {name: samples for name, samples in sets.items() if samples}
+        self.batches: list[Batch] = []
+        for samples in self.sets.values():
+            for batch in encoded(model, processor, samples):
+                self.batches.append(batch)
+                advance(len(batch.samples))
+        everything = [one for samples in self.sets.values() for one in samples]
+        ends = np.cumsum([len(samples) for samples in self.sets.values()]).tolist()
+        self.parts = {name: slice(a, b) for name, a, b in zip(self.sets, [0, *ends], ends, strict=False)}
+        self.kinds = np.array([one.question.kind for one in everything])
+        numbers = {key: i for i, key in enumerate(dict.fromkeys(id(one.image) for one in everything))}
+        self.cluster = np.array([numbers[id(one.image)] for one in everything])
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def facts(self) -> dict:
+        """Per set: questions by kind, pictures, and what always giving the commonest answer of a kind scores."""
+        return {
+            name: {
+                "asked": len(samples),
+                "pictures": len(set(self.cluster[self.parts[name]].tolist())),
+                "by_kind": dict(sorted(Counter(one.question.kind for one in samples).items())),
+                "majority": sum(right for right, _ in majority(samples).values()),
+            }
+            for name, samples in self.sets.items()
+        }
+
+
+def answers(ways: list[Way], keeps: tuple[float, ...], questions: Questions) -> dict[float, tuple[np.ndarray, int]]:
+    """keep -> right [len(ways), questions] bool, and visual tokens kept per picture."""
+    right: dict[float, list[list[torch.Tensor]]] = {keep: [[] for _ in ways] for keep in keeps}
+    kept: dict[float, int] = {}
+    for batch in questions.batches:
+        for number, one in enumerate(ways):
+            for keep in keeps:
+                with one.at(keep, batch):
+                    words = one.words(one.encoded(batch, keep))
+                    kept[keep] = one.kept(batch)
+                right[keep][number].append(words == batch.answers)
+    return {keep: (torch.stack([torch.cat(row) for row in rows]).numpy(), kept[keep]) for keep, rows in right.items()}
+
+
+def packed(right: np.ndarray) -> list[str]:
+    """Text of [seeds, n] bool: eight answers a byte."""
+    return [base64.b64encode(np.packbits(row).tobytes()).decode() for row in right]
+
+
+def unpacked(texts: list[str], count: int) -> np.ndarray:
+    """[seeds, count] bool; `packed` backwards."""
+    rows = [np.frombuffer(base64.b64decode(text), dtype=np.uint8) for text in texts]
+    return np.stack([np.unpackbits(row, count=count) for row in rows]).astype(bool)
+
+
+def figures(right: np.ndarray, other: np.ndarray | None, questions: Questions) -> dict:
+    """Per set: correct answers (mean over seeds), interval, the same by kind, and the difference to `other`."""
+    found = {}
+    for name, part in questions.parts.items():
+        mine, kinds, cluster = right[:, part], questions.kinds[part], questions.cluster[part]
+        one = _figure(mine, cluster)
+        one["by_kind"] = {str(k): _figure(mine[:, kinds == k], cluster[kinds == k]) for k in np.unique(kinds)}
+        if len(mine) > 1:
+            one["seeds"] = [int(row.sum()) for row in mine]
+        if other is not None:
+            paired = intervals.difference(mine, other[:, part], cluster)
+            one["over_random"] = dict(zip(("mean", "low", "high"), (round(x, 5) for x in paired), strict=True))
+        found[name] = one
+    return found
+
+
+def _figure(right: np.ndarray, cluster: np.ndarray) -> dict:
+    low, high = intervals.share(right, cluster)
+    return {
+        "correct": round(float(right.mean(0).sum()), 2),
+        "asked": right.shape[1],
+        "accuracy": round(float(right.mean()), 5),
+        "low": round(low, 5),
+        "high": round(high, 5),
     }
 
 
-def encoded(model, processor, samples: list[shapes.Sample]) -> Iterator[Batch]:
-    """Batches with their images through the tower and the projector."""
-    for start in range(0, len(samples), BATCH):
-        some = samples[start : start + BATCH]
-        text = [shapes.prompt(one.question.text) for one in some]
-        inputs = processor(text=text, images=[one.image for one in some], padding=True, return_tensors="pt")
-        pixels = inputs.pop("pixel_values").to(model.dtype)
-        features = model.get_image_features(pixel_values=pixels).pooler_output
-        answers = [processor.tokenizer.convert_tokens_to_ids(one.question.answer) for one in some]
-        yield Batch(some, dict(inputs), pixels, tuple(features), torch.tensor(answers))
-
-
-def first_words(model, batch: Batch, handle: Handle | None = None) -> torch.Tensor:
-    """[B] first answer tokens. The tower runs again only for a policy that looks into it."""
-    inputs = dict(batch.inputs)
-    if handle is not None and "instruction" in handle.policies[0].needs:
-        handle.instruction = [one.question.text for one in batch.samples]
-    looks_inside = handle is not None and "encoder" in handle.policies[0].needs
-    if looks_inside or not shapes.takes_features(model):
-        inputs["pixel_values"] = batch.pixels
-    else:
-        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(batch.features))}
-    return model(**inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
-
-
-def check_against_generate(model, processor, batch: Batch) -> None:
-    """The short cut must give the words that `generate` gives.
-
-    Raises:
-        RuntimeError: it does not.
-    """
-    images, questions = [one.image for one in batch.samples], [one.question.text for one in batch.samples]
-    words = shapes.answer(model, processor, images, questions, BATCH)
-    ids = processor.tokenizer.convert_tokens_to_ids(words)
-    if ids != first_words(model, batch).tolist():
-        raise RuntimeError("the first token of a forward is not the first word that generate() answers.")
-
-
-def count(model, batches: list[Batch], policy: Policy | None, keep: float) -> tuple[Counter, int]:
-    """Correct answers by kind, and visual tokens kept per image."""
-    correct, kept = Counter(), len(batches[0].features[0])
-    with nullcontext() if policy is None else wrap(model, policy, keep=keep) as handle:
-        for batch in batches:
-            right = first_words(model, batch, handle) == batch.answers
-            correct.update(one.question.kind for one, good in zip(batch.samples, right.tolist(), strict=True) if good)
-        if handle is not None:
-            kept = handle.report().units[0].kept
-    return correct, kept
-
-
-@torch.inference_mode()
-def measure(scenes: int, seeds: int, clip: bool) -> dict:
-    """Everything, as plain numbers."""
-    model, processor = shapes.load()
-    samples = list(shapes.held_out(scenes))
-    asked = Counter(one.question.kind for one in samples)
-    rows = configurations(shapes.load_clip() if clip else None, seeds)
-    runs = [(DENSE, None, 1.0)]
-    runs += [(name, policy, keep) for name, several in rows.items() for keep in KEEPS for policy in several]
-    results: dict[tuple[str, float], list[Counter]] = {}
-    tokens: dict[float, int] = {}
-    with Progress(console=Console(stderr=True)) as progress:
-        encoding = progress.add_task("encoding images", total=len(samples))
-        batches = []
-        for batch in encoded(model, processor, samples):
-            batches.append(batch)
-            progress.advance(encoding, len(batch.samples))
-        check_against_generate(model, processor, batches[0])
-        answering = progress.add_task("answering", total=len(runs))
-        for name, policy, keep in runs:
-            correct, tokens[keep] = count(model, batches, policy, keep)
-            results.setdefault((name, keep), []).append(correct)
-            progress.advance(answering)
-    guessed = sum(right for right, _ in majority(samples).values())
+def setup(questions: Questions) -> dict:
+    """What two runs must share for their rows to stand in one table."""
     return {
-        "scenes": len(samples),
-        "asked": dict(sorted(asked.items())),
-        "majority": guessed / len(samples),
-        "tokens": {str(keep): n for keep, n in tokens.items()},
-        "rows": [row(name, keep, counts, asked) for (name, keep), counts in results.items()],
+        "sets": questions.facts(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "transformers", "tokenprune-vlm")},
             "checkpoint": hashlib.sha256((shapes.CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()[:16],
         },
+        "machine": machine(),
     }
 
 
-def row(name: str, keep: float, counts: list[Counter], asked: Counter) -> dict:
-    """One configuration: mean over seeds, and the standard deviation between them where there are several."""
-    shares = [correct.total() / asked.total() for correct in counts]
-    return {
-        "policy": name,
-        "keep": keep,
-        "accuracy": statistics.fmean(shares),
-        "std": statistics.stdev(shares) if len(shares) > 1 else None,
-        "seeds": len(shares),
-        "by_kind": {kind: sum(one[kind] for one in counts) / n / len(counts) for kind, n in sorted(asked.items())},
-    }
+def configuration(policies: list[Policy]) -> str:
+    """What a row measured: the policy's settings, and the code in its file."""
+    tree = ast.parse(inspect.getsource(sys.modules[type(policies[0]).__module__]))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            node.body = [line for line in node.body if not _only_words(line)]
+    return f"{', '.join(map(described, policies))} #{hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]}"
 
 
-def table(result: dict) -> str:
-    """Accuracy by policy and budget, in Markdown."""
-    by = {(one["policy"], one["keep"]): one for one in result["rows"]}
-    dense, tokens = by[DENSE, 1.0]["accuracy"], result["tokens"]
-    names = dict.fromkeys(name for name, _ in by if name != DENSE)
-    heads = [f"{keep:.0%} ({tokens[str(keep)]})" for keep in KEEPS]
-    lines = ["| policy | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(KEEPS)]
-    best = {keep: max(round(by[name, keep]["accuracy"], 3) for name in names) for keep in KEEPS}
-    for name in names:
-        cells = []
-        for keep in KEEPS:
-            one = by[name, keep]
-            cell = f"{100 * one['accuracy']:.1f}"
-            cell = f"**{cell}**" if round(one["accuracy"], 3) == best[keep] else cell
-            cells.append(cell if one["std"] is None else f"{cell} ± {100 * one['std']:.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    error = 100 * (dense * (1 - dense) / result["scenes"]) ** 0.5
-    seeds = max(one["seeds"] for one in result["rows"])
-    lines += [
-        "",
-        f"Accuracy in % on {result['scenes']} held-out scenes, one question each. Dense ({tokens['1.0']} tokens): "
-        f"{100 * dense:.1f}; always the commonest answer of each kind: {100 * result['majority']:.1f}. `random`: mean "
-        f"and standard deviation of {seeds} seeds. Sampling error of the dense figure: ± {error:.1f}, of 50 %: "
-        f"± {50 / result['scenes'] ** 0.5:.1f}.",
-    ]
-    return "\n".join(lines) + "\n"
+def _only_words(line: ast.stmt) -> bool:
+    """A docstring, or one of the lines for `tokenprune show`."""
+    if isinstance(line, ast.AnnAssign):
+        return isinstance(line.target, ast.Name) and line.target.id in ("cost", "when", "limits")
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
-def kinds_table(result: dict, keep: float) -> str:
-    """Accuracy by kind of question at one budget, in Markdown."""
-    kinds = list(result["asked"])
-    lines = [f"| at {keep:.0%} | " + " | ".join(kinds) + " |", "|---|" + "---:|" * len(kinds)]
-    for one in result["rows"]:
-        if one["keep"] in (keep, 1.0):
-            lines.append(
-                f"| {one['policy']} | " + " | ".join(f"{100 * one['by_kind'][kind]:.0f}" for kind in kinds) + " |"
-            )
-    return "\n".join(lines) + "\n"
+@torch.inference_mode()
+def measure(
+    sets: dict[str, list[shapes.Sample]],
+    rows: dict[str, list[Policy]],
+    repeats: int,
+    *,
+    only: list[str] | None,
+    retime: bool,
+    earlier: dict | None,
+    save: Callable[[dict], None],
+) -> dict:
+    """Every row as plain numbers; `save` gets the result whenever there is another one.
+
+    Args:
+        sets: name -> samples.
+        rows: of the table, see `configurations`.
+        repeats: of every time measurement.
+        only: names of policies; of the others, only what `earlier` holds comes into the result.
+        retime: measure the times of rows taken over again.
+        earlier: a result whose rows are taken over where they are of this setup and configuration.
+        save: called with the result.
+    """
+    model, processor = shapes.load()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), console=_err()) as bar:
+        task = bar.add_task("encoding pictures", total=sum(map(len, sets.values())))
+        questions = Questions(model, processor, sets, lambda n: bar.advance(task, n))
+        check_against_generate(model, processor, questions.batches[0])
+        result = {**setup(questions), "rows": []}
+        timed = [batch for n in TIMED for batch in encoded(model, processor, next(iter(sets.values()))[:n])]
+        dense, texts = way(model, processor, None), {name: configuration(several) for name, several in rows.items()}
+        known = _reusable(earlier, result, texts)
+        missing = {
+            name: several
+            for name, several in {DENSE: [None], **rows}.items()
+            if name not in known and (name == DENSE or only is None or several[0].name in only)
+        }
+        task = bar.add_task("measuring rows", total=len(missing))
+        for name, several in missing.items():
+            bar.update(task, description=name)
+            ways = [way(model, processor, one) for one in several]
+            found = answers(ways, (1.0,) if name == DENSE else KEEPS, questions)
+            times = {} if name == DENSE else _times(dense, ways[0], timed, repeats)
+            known[name] = [
+                {
+                    "row": name,
+                    "policy": DENSE if name == DENSE else several[0].name,
+                    "configuration": texts.get(name, DENSE),
+                    "keep": keep,
+                    "tokens": kept,
+                    "times": times.get(keep, {}),
+                    "right": packed(right),
+                }
+                for keep, (right, kept) in found.items()
+            ]
+            result["rows"] = [cell for row in (DENSE, *rows) for cell in known.get(row, [])]
+            compare(result, questions)
+            save(result)
+            bar.advance(task)
+        again = [name for name in rows if retime and name in known and name not in missing]
+        task = bar.add_task("measuring times", total=len(again))
+        for name in again:
+            times = _times(dense, way(model, processor, rows[name][0]), timed, repeats)
+            known[name] = [{**cell, "times": times[cell["keep"]]} for cell in known[name]]
+            bar.advance(task)
+        result["rows"] = [cell for row in (DENSE, *rows) for cell in known.get(row, [])]
+        compare(result, questions)
+        save(result)
+    return result
 
 
-def plot(result: dict, path: Path) -> None:
-    """Accuracy over the share of tokens kept."""
-    import matplotlib
+def _err() -> Console:
+    return Console(stderr=True)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    rows = result["rows"]
-    dense = next(one["accuracy"] for one in rows if one["policy"] == DENSE)
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    axes.axhline(100 * dense, color="#1f2328", linestyle="--", linewidth=1)
-    axes.axhline(100 * result["majority"], color="#8c959f", linestyle=":", linewidth=1)
-    axes.text(KEEPS[-1], 100 * dense + 0.8, f"dense {100 * dense:.1f}", fontsize=9, color="#1f2328")
-    axes.text(KEEPS[-1], 100 * result["majority"] + 0.8, "without looking", fontsize=9, color="#8c959f")
-    colors = dict(
-        zip(("cdpruner", "divprune", "pool", "uniform"), ("#cf222e", "#0969da", "#8250df", "#1a7f37"), strict=True)
-    )
-    styles = iter([("#fb8f44", "s"), ("#bf3989", "D"), ("#bf8700", "v"), ("#1b7c83", "^")])
-    for name in dict.fromkeys(one["policy"] for one in rows if one["policy"] != DENSE):
-        color, marker = (
-            (colors[name], "o") if name in colors else ("#656d76", "x") if name == "random" else next(styles)
-        )
-        points = [
-            (one["keep"], 100 * one["accuracy"], 100 * (one["std"] or 0)) for one in rows if one["policy"] == name
-        ]
-        x, y, spread = zip(*sorted([*points, (1.0, 100 * dense, 0.0)]), strict=True)
-        axes.errorbar(
-            x,
-            y,
-            yerr=spread if any(spread) else None,
-            color=color,
-            marker=marker,
-            markersize=5,
-            linewidth=1.6,
-            capsize=3,
-            label=name,
-        )
-    axes.set_xscale("log")
-    axes.set_xticks([*KEEPS, 1.0], [f"{keep:.0%}\n{result['tokens'][str(keep)]}" for keep in (*KEEPS, 1.0)])
-    axes.minorticks_off()
-    axes.set(xlabel="visual tokens kept", ylabel=f"accuracy on {result['scenes']} scenes, %")
-    axes.grid(color="#d0d7de", linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def _reusable(earlier: dict | None, result: dict, texts: dict[str, str]) -> dict[str, list[dict]]:
+    """Row -> cells of an earlier result, where setup, configuration and budgets are those of this one."""
+    if earlier is None:
+        return {}
+    facts = json.loads(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+    if {key: value for key, value in earlier.items() if key != "rows"} != facts:
+        return {}
+    found: dict[str, list[dict]] = {}
+    for cell in earlier["rows"]:
+        if cell["configuration"] == texts.get(cell["row"], DENSE):
+            found.setdefault(cell["row"], []).append(cell)
+    wanted = {name: [1.0] if name == DENSE else list(KEEPS) for name in found}
+    return {name: cells for name, cells in found.items() if [cell["keep"] for cell in cells] == wanted[name]}
+
+
+def _times(dense: Way, one: Way, timed: list[Batch], repeats: int) -> dict[float, dict[str, float]]:
+    """keep -> "prefill, batch 1" and so on -> ratio to dense."""
+    found: dict[float, dict[str, float]] = {keep: {} for keep in KEEPS}
+    for batch in timed:
+        for keep, parts in ratios(dense, one, KEEPS, batch, repeats).items():
+            found[keep] |= {f"{part}, batch {len(batch.samples)}": round(ratio, 4) for part, ratio in parts.items()}
+    return found
+
+
+def compare(result: dict, questions: Questions) -> None:
+    """Figures of all cells from their answers, against `random` at the same budget where it is there."""
+    right = [unpacked(cell["right"], len(questions)) for cell in result["rows"]]
+    chance = {c["keep"]: r for c, r in zip(result["rows"], right, strict=True) if c["row"] == "random"}
+    for cell, mine in zip(result["rows"], right, strict=True):
+        other = None if cell["row"] == "random" else chance.get(cell["keep"])
+        cell["sets"] = figures(mine, other, questions)
+
+
+def written(result: dict) -> str:
+    """JSON, a line for every cell."""
+    facts = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
+    rows = ",\n".join("  " + json.dumps(cell) for cell in result["rows"])
+    return f'{facts[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
+def _read(file: Path) -> dict | None:
+    """An earlier result; None if there is none that can be read."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tokenprune.eval.accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=2400, help="held-out scenes, one question each")
+    parser.add_argument("--easy", type=int, help="questions of the easy-VQA test split; all 9673 unless given, 0 none")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the random policy")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of every time measurement")
+    parser.add_argument("--policy", action="append", metavar="NAME", help="only rows of this policy; may be repeated")
+    parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder for accuracy.json, .md and .png")
+    parser.add_argument("--no-clip", action="store_true", help="leave out the rows with CLIP relevance")
+    parser.add_argument("--fresh", action="store_true", help="measure rows again that the folder holds already")
+    parser.add_argument("--times", action="store_true", help="measure the times of rows the folder holds again")
+    parser.add_argument("--plot-only", action="store_true", help="tables and plots of the accuracy.json that is there")
+    given = parser.parse_args()
+    for name, least in (("scenes", 1), ("seeds", 1), ("repeats", 1), ("easy", 0)):
+        if (value := getattr(given, name)) is not None and value < least:
+            parser.error(f"--{name} {value} is below {least}")
+    for name in given.policy or []:
+        if name not in list_policies():
+            parser.error(f"--policy {name} has no row: policies are {', '.join(list_policies())}")
+    if given.plot_only and _read(given.out / "accuracy.json") is None:
+        parser.error(f"--plot-only needs {given.out / 'accuracy.json'}: leave the option out to measure")
+    return given
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="tokenprune.eval.accuracy", description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=1000, help="held-out scenes, one question each")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the random policy")
-    parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder for accuracy.json, .md and .png")
-    parser.add_argument("--no-clip", action="store_true", help="leave out the rows with CLIP relevance")
-    arguments = parser.parse_args()
-    for name in ("scenes", "seeds"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} {getattr(arguments, name)} is below 1")
-    result = measure(arguments.scenes, arguments.seeds, clip=not arguments.no_clip)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = "\n".join([table(result), *(kinds_table(result, keep) for keep in KEEPS)])
-    (arguments.out / "accuracy.md").write_text(text)
-    plot(result, arguments.out / "accuracy.png")
-    Console().print(Markdown(text))
+    given = arguments()
+    file = given.out / "accuracy.json"
+    given.out.mkdir(parents=True, exist_ok=True)
+
+    def save(result: dict) -> None:
+        file.with_suffix(".part").write_text(written(result))
+        file.with_suffix(".part").replace(file)
+
+    result = _read(file)
+    if not given.plot_only:
+        rows = configurations(None if given.no_clip else shapes.load_clip(), given.seeds)
+        sets = {SCENES: list(shapes.held_out(given.scenes)), EASY: easy_samples(given.easy)}
+        earlier = None if given.fresh else result
+        options = {"only": given.policy, "retime": given.times, "earlier": earlier, "save": save}
+        result = measure(sets, rows, given.repeats, **options)
+    Console().print(Markdown(pareto.write(result, given.out)))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,31 @@ from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 
-from .. import Policy, wrap
+from .. import Policy
 from ..ops import unit_norm
 from . import shapes
-from .accuracy import KEEPS, Batch, configurations, encoded, first_words
+from .accuracy import KEEPS
+from .asking import Batch, Pruned, encoded
+from .rows import configurations
 
 
-def subset_policies() -> dict[str, Policy]:
-    """Rows of the accuracy table that keep tokens as they are; averaged ones have weights of their own."""
+def projector_policies() -> dict[str, Policy]:
+    """Rows of the accuracy table that `wrap` runs."""
     rows = configurations(shapes.load_clip(), seeds=1)
-    return {name: several[0] for name, several in rows.items() if name != "pool"}
+    return {name: several[0] for name, several in rows.items() if several[0].stage == "projector"}
+
+
+def subsets(ways: Pruned, batches: list[Batch], keep: float) -> list[list[Tensor]] | None:
+    """Tokens kept, by batch and sample; None where tokens are merged, which then have weights of their own."""
+    chosen = []
+    for batch in batches:
+        with ways.at(keep, batch):
+            ways.words(ways.encoded(batch, keep))
+            units = ways.report().units
+        if any(int((unit.source >= 0).sum()) > len(unit.indices) for unit in units):
+            return None
+        chosen.append([unit.indices for unit in units])
+    return chosen
 
 
 def cluster_sizes(features: Tensor, kept: Tensor) -> Tensor:
@@ -60,15 +75,13 @@ def measure(scenes: int) -> dict:
     batches = list(encoded(model, processor, list(shapes.held_out(scenes))))
     asked = sum(len(batch.samples) for batch in batches)
     on_objects = [torch.from_numpy(one.scene.owner).flatten() >= 0 for batch in batches for one in batch.samples]
-    policies, rows = subset_policies(), []
+    policies, rows = projector_policies(), []
     runs = [(name, keep) for name in policies for keep in KEEPS]
     for name, keep in track(runs, "answering", console=Console(stderr=True)):
         right, objects, kept = {"plain": 0, "weighted": 0}, 0, 0
-        with wrap(model, policies[name], keep=keep) as handle:
-            chosen = []
-            for batch in batches:
-                first_words(model, batch, handle)
-                chosen.append([unit.indices for unit in handle.report().units])
+        chosen = subsets(Pruned(model, processor, policies[name]), batches, keep)
+        if chosen is None:
+            continue
         scene_objects = iter(on_objects)
         for batch, selection in zip(batches, chosen, strict=True):
             for i, indices in enumerate(selection):

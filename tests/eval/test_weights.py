@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from tokenprune import Uniform, wrap
-from tokenprune.eval import accuracy, shapes, weights
+from tokenprune import DivPrune, Pool, Uniform
+from tokenprune.eval import shapes, weights
+from tokenprune.eval.asking import Pruned, encoded
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +14,7 @@ def model(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def batch(model):
     with torch.inference_mode():
-        return next(accuracy.encoded(*model, list(shapes.held_out(8))))
+        return next(encoded(*model, list(shapes.held_out(8))))
 
 
 def test_clusters_share_all_tokens():
@@ -24,10 +25,17 @@ def test_clusters_share_all_tokens():
 
 @torch.inference_mode()
 def test_without_weights_it_answers_what_the_pruned_model_answers(model, batch):
-    with wrap(model[0], Uniform(keep=20)) as handle:
-        expected = accuracy.first_words(model[0], batch, handle).tolist()
-        kept = [unit.indices for unit in handle.report().units]
+    ways = Pruned(*model, Uniform())
+    with ways.at(20, batch):
+        expected = ways.words(ways.encoded(batch, 20)).tolist()
+    (kept,) = weights.subsets(ways, [batch], 20)
     assert [weights.first_word(model[0], batch, i, kept[i], None) for i in range(8)] == expected
+
+
+@torch.inference_mode()
+def test_merged_tokens_are_no_subset(model, batch):
+    assert weights.subsets(Pruned(*model, Pool()), [batch], 0.25) is None
+    assert len(weights.subsets(Pruned(*model, DivPrune()), [batch], 0.25)[0][0]) == 64
 
 
 @torch.inference_mode()
