@@ -74,11 +74,18 @@ def test_show_has_fields_stage_needs_and_cost(call, name):
 
 
 def test_show_tells_formula_source_defaults_and_meaning(call):
-    text = call("show", "cdpruner").stdout
+    text = " ".join(call("show", "cdpruner").stdout.split())
     for word in ("L_ij = r_i S_ij r_j", "arXiv 2506.10967", "Differs from the released code", "TextRelevance()"):
         assert word in text
     assert re.search(r"theta +float \| None +None +None, as released", text)
     assert "[bold]" not in text
+
+
+def test_show_tells_what_inherited_fields_mean_after_those_of_its_own(call):
+    text = call("show", "vispruner").stdout
+    assert text.index("important_ratio") < text.index("rounding")
+    assert not re.search(r"(features|attention|keep|quota) +\S+ +\S+ *\n", text)
+    assert "    image = Resize(keep=0.25, multiple=28).image(picture)\n" in call("show", "resize").stdout
 
 
 def test_show_tells_when_to_use_it_and_its_limits(call):

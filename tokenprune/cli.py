@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import typing
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,15 +93,18 @@ def show(policy: Annotated[str, typer.Argument(help="Name of a policy, see `toke
     from .registry import get_policy
 
     cls = get_policy(policy)
-    console, about = Console(highlight=False), _attributes(inspect.getdoc(Policy).partition("Attributes:")[2])
+    console = Console(highlight=False)
     console.print(f"[bold]{policy}[/bold]  [dim]{cls.__module__}.{cls.__qualname__}[/dim]\n")
-    for block in inspect.getdoc(cls).split("\n\n"):
-        if block.startswith("Attributes:"):
-            about |= _attributes(block)
-        else:
-            console.print(block + "\n", markup=False)
+    for block in _blocks(cls):
+        if not block.startswith("Attributes:"):
+            console.print(_joined(block) + "\n", markup=False)
+    inherited = [block for base in reversed(cls.__mro__[:-1]) for block in _blocks(base)]
+    about = {}
+    for block in inherited:
+        about |= _attributes(block) if block.startswith("Attributes:") else {}
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
-    for field in dataclasses.fields(cls):
+    common = {field.name for field in dataclasses.fields(Policy)}
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in common):
         table.add_row(field.name, str(field.type), _default(field), about.get(field.name, ""))
     console.print(table, markup=False)
     facts = Table("", "", box=None, show_header=False, pad_edge=False)
@@ -282,6 +286,16 @@ def _default(field: dataclasses.Field) -> str:
     if field.default_factory is not dataclasses.MISSING:
         return repr(field.default_factory())
     return "" if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def _blocks(cls: type) -> list[str]:
+    """Paragraphs of a class's own docstring."""
+    return inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+
+
+def _joined(block: str) -> str:
+    """A paragraph without its line breaks, but for indented lines."""
+    return re.sub(r"\n(?! )", " ", block)
 
 
 def _attributes(block: str) -> dict[str, str]:

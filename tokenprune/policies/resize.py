@@ -28,16 +28,20 @@ class Resize(Policy):
     It works before the processor, so `wrap` does not take it. How to use it, `multiple` being pixels per token side:
 
     A model with dynamic resolution (Qwen-VL, patch 14 or 16 times merge 2) just gets the picture:
+
         image = Resize(keep=0.25, multiple=28).image(picture)
+
     with `size=` if the processor would shrink the picture even for the dense model, and the processor's lower limit
     (`size={"shortest_edge": 28 * 28, "longest_edge": ...}`) so low that it does not enlarge it again.
 
     A tower of one fixed size (CLIP, SigLIP: LLaVA, and the embedded model of tokenprune.eval) has to stretch its
     position embedding, which it was not trained for:
+
         small = Resize(keep=0.5, multiple=8).image(picture, size=(128, 128))  # what the dense model reads
         processor.image_processor.size = {"height": small.height, "width": small.width}  # and do_center_crop = False
         hook = model.model.vision_tower.embeddings.register_forward_pre_hook(
             lambda module, args, kwargs: (args, kwargs | {"interpolate_pos_encoding": True}), with_kwargs=True)
+
     then processor and `generate` as always; the processor writes the smaller number of placeholders by itself. Put
     the size back and `hook.remove()` afterwards.
 
