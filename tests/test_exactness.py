@@ -6,8 +6,9 @@ import torch
 import tokenprune
 from tests import probes, reference
 from tests.default_policies import POLICIES
-from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL, VIDEO
+from tests.families import BY_NAME, FAMILIES, LLAVA, PRE_ENCODES, QWEN2_5_VL, VIDEO
 from tests.probes import TOLERANCE, generate, logits, new_tokens, protected
+from tokenprune import DART, PruMerge
 
 BATCHES = [(1,), (2, 1), (1, 0, 3)]
 SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in ("llava_next", "internvl", "qwen2_vl"))]
@@ -103,6 +104,46 @@ def test_every_other_policy(family, name, answers):
     expected = reference.logits(model, inputs, keep, new_tokens(pruned, inputs), rows=rows)
     assert report.kept < report.total
     assert (logits(pruned) - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [(DART(keep=22, strict_paper=True), [20, 20, 20]), (PruMerge(keep=22, strict_paper=True), None)],
+    ids=["dart", "prumerge"],
+)
+def test_policies_that_count_for_themselves(policy, kept, answers):
+    """As released, some answer another number of tokens than asked for; a unit at a time, each its own."""
+    model, inputs, selections = LLAVA.model(), LLAVA.inputs((2, 1)), answers(type(policy))
+    with tokenprune.wrap(model, policy) as handle:
+        pruned, report = generate(model, inputs), handle.report()
+    counts = [selection.indices.shape[1] for selection in selections]
+    assert len(counts) == 3
+    assert [unit.kept for unit in report.units] == counts == (kept or counts)
+    assert 22 not in counts
+    rows = {}
+    for unit, selection in zip(report.units, selections, strict=True):
+        if selection.features is not None:
+            slots = unit.slots[unit.indices].tolist()
+            rows |= {(unit.sample, slot): row for slot, row in zip(slots, selection.features[0], strict=True)}
+    expected = reference.logits(
+        model, inputs, reference.keep_mask(inputs, report), new_tokens(pruned, inputs), rows=rows
+    )
+    assert (logits(pruned) - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.skipif(not PRE_ENCODES, reason="this transformers takes no encoded images")
+@pytest.mark.parametrize("name", ["divprune", "cdpruner", "dart"])
+def test_autocast_does_not_reach_the_selection(name):
+    """Matrix products in half precision would choose other tokens."""
+    model, inputs = LLAVA.model(), LLAVA.inputs((2, 1))
+    with tokenprune.wrap(model, name, keep=17) as handle:
+        features = model.get_image_features(inputs["pixel_values"])
+        model(**{**inputs, "pixel_values": None, "mm_encoder_outputs": {"image": features}})
+        expected = [unit.indices for unit in handle.report().units]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(**{**inputs, "pixel_values": None, "mm_encoder_outputs": {"image": features}})
+        found = [unit.indices for unit in handle.report().units]
+    assert all(map(torch.equal, found, expected))
 
 
 def both(images, videos):
