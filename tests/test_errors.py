@@ -1,7 +1,7 @@
 """Every sentence a user can meet, and that nothing is half-wrapped or corrupted when it is raised."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -187,6 +187,30 @@ class TestBadForwards:
         model = family.model()
         with tokenprune.wrap(model, Wrong(keep=5)), pytest.raises(errors.PolicyError, match=words):
             model(**family.inputs())
+
+    @pytest.mark.parametrize(
+        ("part", "shape"), [("features", (1, 64)), ("features", (5, 63)), ("source", (5,)), ("weights", (1,))]
+    )
+    def test_answers_whose_parts_do_not_fit(self, family, part, shape):
+        @dataclass(kw_only=True)
+        class Wrong(tokenprune.ProjectorPolicy):
+            def select(self, tokens, k):
+                own = tokenprune.Selection.subset(torch.arange(k).expand(len(tokens.features), k))
+                return replace(own, **{part: torch.zeros(len(tokens.features), *shape)})
+
+        model, words = family.model(), rf"answered {part} of shape .* for k=5 of N=\d+ tokens"
+        with tokenprune.wrap(model, Wrong(keep=5)), pytest.raises(errors.PolicyError, match=words):
+            model(**family.inputs())
+
+    def test_patches_of_merged_tokens(self, family):
+        """A merged token is no longer made of the patches of its place."""
+        model, first, second = family.model(), tokenprune.Pool(keep=12), tokenprune.VisPruner(keep=6)
+        words = "merged tokens.*put it first"
+        with tokenprune.wrap(model, [first, second]), pytest.raises(errors.UnsupportedPolicyError, match=words):
+            model(**family.inputs())
+        with tokenprune.wrap(model, [second, tokenprune.Pool(keep=3)]) as handle:
+            model(**family.inputs())
+        assert {unit.kept for unit in handle.report().units} == {3}
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_nan_and_inf_features(self, family, value):

@@ -8,7 +8,7 @@ from tests import probes, reference
 from tests.default_policies import POLICIES
 from tests.families import BY_NAME, FAMILIES, LLAVA, PRE_ENCODES, QWEN2_5_VL, VIDEO
 from tests.probes import TOLERANCE, generate, logits, new_tokens, protected
-from tokenprune import DART, PruMerge
+from tokenprune import DART, PruMerge, VisionZip
 
 BATCHES = [(1,), (2, 1), (1, 0, 3)]
 SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in ("llava_next", "internvl", "qwen2_vl"))]
@@ -129,6 +129,15 @@ def test_policies_that_count_for_themselves(policy, kept, answers):
         model, inputs, reference.keep_mask(inputs, report), new_tokens(pruned, inputs), rows=rows
     )
     assert (logits(pruned) - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("keep", [1, 3, 4])
+def test_few_tokens_as_released(keep):
+    """The class token and little else."""
+    model = LLAVA.model()
+    with tokenprune.wrap(model, VisionZip(keep=keep, strict_paper=True)) as handle:
+        generate(model, LLAVA.inputs())
+    assert handle.report().kept == keep
 
 
 @pytest.mark.skipif(not PRE_ENCODES, reason="this transformers takes no encoded images")

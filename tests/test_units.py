@@ -1,5 +1,7 @@
 """Units and budgets on real layouts: crops, frames, whole images and prompts, and what is never counted."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import tokenprune
 from tests import probes, reference
 from tests.families import BY_NAME, FAMILIES
 from tests.probes import generate, logits, new_tokens
+from tokenprune import CDPruner
 from tokenprune.budget import Budget
 from tokenprune.errors import InvalidArgumentError, UnsupportedPolicyError
 
@@ -163,3 +166,26 @@ def dropped_separators(family, model, inputs, report):
             empty[0, slot] = not own
             own = False
     return empty
+
+
+def test_relevance_is_scaled_over_all_crops_of_an_image_whatever_their_size():
+    """The base view and the tiles of an any-resolution image are asked in calls of their own."""
+    family, seen = BY_NAME["llava_next"], []
+
+    @dataclass(kw_only=True)
+    class Noted(CDPruner):
+        def select(self, tokens, k):
+            chosen = super().select(tokens, k)
+            seen.append((tokens.image, tokens.rating, chosen.scores))
+            return chosen
+
+    policy = Noted(keep=3, relevance=lambda tokens: tokens.features.float().sum(-1))
+    model = family.model()
+    with torch.no_grad(), tokenprune.wrap(model, policy, per="crop"):
+        model(**family.inputs((2, 1)))
+    sizes = {rating.shape[1] for _, rating, _ in seen}
+    assert len(sizes) > 1
+    for image in torch.cat([one for one, _, _ in seen]).unique():
+        parts = [(q[at == image], r[at == image]) for at, q, r in seen]
+        q, r = (torch.cat([part.flatten() for part in both]) for both in zip(*parts, strict=True))
+        torch.testing.assert_close(r, (q - q.min() + 1e-6) / (q.max() - q.min()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,11 @@ class Tap:
     layer: int | float | None = None
 
 
+def looks_inside(needs: Iterable[str | Tap]) -> bool:
+    """Whether any of a policy's needs is about the patches that a token was made of."""
+    return any(need in ("encoder", "projection") or isinstance(need, Tap) for need in needs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisualTokens:
     """G units of N visual tokens each, batched. A policy sees nothing else of the model.
@@ -40,7 +45,11 @@ class VisualTokens:
     Attributes:
         features: [G, N, D], the tokens as the language model would read them. Any float dtype.
         encoder: [G, N, P, d_v], the P tower features that the projector, or the patch merger, made each token from
-            (P = 1 where it merges none); only if the policy needs "encoder".
+            (P = 1 where it merges none); only if the policy needs "encoder" or "projection".
+        tower: for every `Tap` among the policy's needs [G, N, P, c] float32, values of the P patches of each token.
+        projection: what made `features` out of `encoder`; only if the policy needs "projection".
+        rating: [G, N] float32, what the policy's own `rate` said of these units, if it has one.
+        extremes: [G, 2], the smallest and the largest rating in any unit of the same image, in other calls, too.
         text: [G, M, D], decoder input embeddings of the instruction, zero where `text_mask` is False; only if the
             policy needs "text".
         text_mask: [G, M] bool.
@@ -55,6 +64,8 @@ class VisualTokens:
     encoder: Tensor | None = None
     tower: Mapping[Tap, Tensor] = field(default_factory=dict)
     projection: Projection | None = None
+    rating: Tensor | None = None
+    extremes: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
     instruction: list[str] | None = None
@@ -105,10 +116,14 @@ class Selection:
         return self.indices.new_full((g, n), -1).scatter(1, self.indices, place)
 
     def merge_weights(self, n: int) -> Tensor:
-        """[G, n] float32: `weights`, or equal shares among the tokens of one survivor; 0 for the dropped."""
+        """[G, n] float32: shares that sum to 1 for each survivor, in proportion to `weights`; 0 for the dropped.
+
+        A survivor whose weights are all 0 has shares of 0. What is merged with these keeps its scale, where a policy
+        that adds tokens up relies on the projector's normalisation to take theirs away.
+        """
         source = self.source_map(n)
         carried = (source >= 0).float()
-        if self.weights is not None:
-            return self.weights.float() * carried
-        sizes = torch.zeros(self.indices.shape, device=source.device).scatter_add(1, source.clamp_min(0), carried)
-        return carried / sizes.gather(1, source.clamp_min(0)).clamp_min(1.0)
+        weights = carried if self.weights is None else self.weights.float() * carried
+        place = source.clamp_min(0)
+        sums = torch.zeros(self.indices.shape, device=source.device).scatter_add(1, place, weights).gather(1, place)
+        return torch.where(sums > 0, weights / sums.clamp_min(torch.finfo(torch.float32).tiny), 0.0)

@@ -19,7 +19,7 @@ from .stages.hook import Hook
 from .stages.parts import Parts, find_parts
 from .stages.positions import NO_COMPACT
 from .stages.projector import Options, ProjectorStage
-from .tokens import Tap
+from .tokens import looks_inside
 
 POSITIONS = ("original", "compact")
 LOGITS = ("kept", "full")
@@ -198,7 +198,7 @@ def _check_free(parts: Parts) -> None:
 def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) -> None:
     """What can be known before the first forward."""
     for one in policies:
-        if any(need == "encoder" or isinstance(need, Tap) for need in one.needs) and parts.adapter.patches is None:
+        if looks_inside(one.needs) and parts.adapter.patches is None:
             raise UnsupportedPolicyError(
                 f"policy={one.name!r} needs the tower features of each visual token, and {parts.adapter.model_type!r} "
                 "mixes them beyond recognition: use a policy or relevance on projected features (features='projector', "

@@ -104,7 +104,7 @@ def check_hiprune(z):
     keep, width = int(z["keep_per_image"]), int(z["grid_width"])
     objects, deep = floats(z["object_layer_attention"]), floats(z["deep_layer_attention"])
     policy = HiPrune(keep=keep, alpha=float(z["alpha"]), strict_paper=True)
-    of_object, of_deep = (part.tap for part in policy.parts)
+    of_object, of_deep = (part.tap for part in policy.attentions())
     tokens = VisualTokens(
         features=torch.zeros(*deep.shape, 1),
         tower={of_object: objects[..., None, None], of_deep: deep[..., None, None]},

@@ -14,7 +14,7 @@ def randn(*shape, seed=0):
 
 @pytest.mark.parametrize("elements", [1, 60, 10**6])
 def test_nearest_in_blocks_equals_dense(monkeypatch, elements):
-    monkeypatch.setattr(matching, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(matching, "CACHED_ELEMENTS", elements)
     x, targets = unit_norm(randn(3, 20, 6)), unit_norm(randn(3, 4, 6, seed=1))
     similarity, target = nearest_target(x, targets)
     dense = x @ targets.mT

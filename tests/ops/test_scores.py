@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenprune.ops import mean_cosine, min_max, unit_norm
+from tokenprune.ops import image_extremes, mean_cosine, min_max, unit_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -19,7 +19,8 @@ def test_min_max_scales_every_unit_on_its_own():
 def test_min_max_shares_extremes_over_the_crops_of_one_image():
     scores = torch.tensor([[0.0, 4.0], [2.0, 8.0], [5.0, 10.0], [1.0, 2.0]])
     image = torch.tensor([7, 7, 3, 7])
-    assert min_max(scores, image=image).tolist() == [[0.0, 0.5], [0.25, 1.0], [0.0, 1.0], [0.125, 0.25]]
+    extremes = image_extremes([scores], [image])[0]
+    assert min_max(scores, extremes=extremes).tolist() == [[0.0, 0.5], [0.25, 1.0], [0.0, 1.0], [0.125, 0.25]]
 
 
 def test_min_max_epsilons_go_where_they_are_named():
@@ -52,3 +53,11 @@ def test_mean_cosine_ignores_padding():
 def test_mean_cosine_is_computed_in_float32(dtype):
     visual, text = torch.randn(1, 4, 8).to(dtype), torch.randn(3, 8).to(dtype)
     assert torch.equal(mean_cosine(visual, text), mean_cosine(visual.float(), text.float()))
+
+
+def test_extremes_of_an_image_reach_over_batches():
+    """Image 7 has units in both batches, of different sizes."""
+    scores = [torch.tensor([[0.0, 1.0], [5.0, 6.0]]), torch.tensor([[-2.0, 0.5, 3.0]])]
+    first, second = image_extremes(scores, [torch.tensor([7, 8]), torch.tensor([7])])
+    assert first.tolist() == [[-2.0, 3.0], [5.0, 6.0]]
+    assert second.tolist() == [[-2.0, 3.0]]

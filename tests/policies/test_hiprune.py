@@ -16,7 +16,7 @@ def tokens(objects, deep, *, grid=(1, ROWS, COLUMNS), **fields):
     o[objects] = torch.arange(len(objects), 0, -1).float()
     d[deep] = -torch.arange(len(deep)).float()
     policy = HiPrune(**fields)
-    of_object, of_deep = (part.tap for part in policy.parts)
+    of_object, of_deep = (part.tap for part in policy.attentions())
     values = {of_object: o.view(1, n, 1, 1), of_deep: d.view(1, n, 1, 1)}
     return policy, visual_tokens(torch.zeros(1, n, 2), grid=grid, tower=values)
 

@@ -33,8 +33,8 @@ def check_merge(policy, tokens, selection):
         torch.testing.assert_close(selection.features[g], tokens.projection.apply(merged), rtol=1e-4, atol=1e-4)
         place = selection.indices[g].tolist().index(summary)
         assert (selection.source[g] == place).nonzero()[:, 0].tolist() == rest
-        torch.testing.assert_close(selection.merge_weights(n)[g, rest], a[rest])
-        assert (selection.merge_weights(n)[g, centres] == 1).all()
+        torch.testing.assert_close(selection.weights[g, rest], a[rest])
+        assert (selection.weights[g, centres] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,15 @@ def test_the_adaptive_rule_counts_outliers_whatever_the_budget(attention):
     selection = policy.select(tokens, 17)
     assert selection.order.tolist() == [[30, 45, 31, 58, 7, 59]]
     check_merge(policy, tokens, selection)
+
+
+def test_plus_leaves_one_token_for_the_summary_where_its_grid_reaches_them_all():
+    """An outlier at the end, and a stride of 1: every token would be a centre."""
+    attention = torch.tensor([[1.0, 1.0, 1.0, 1.0, 9.0]])
+    tokens = tokens_of(5, attention=attention)
+    selection = PruMergePlus(strict_paper=True).select(tokens, 3)
+    assert selection.indices.tolist() == [[0, 1, 2, 3, 4]]
+    assert selection.order.tolist() == [[4, 0, 1, 2, 3]]
 
 
 def test_plus_adds_the_released_grid(attention):

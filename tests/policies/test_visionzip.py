@@ -48,7 +48,7 @@ def test_it_matches_a_slow_one(k, contextual):
             else:
                 assert torch.equal(selection.features[g, place], tokens.features[g, i])
     # the weights are those of the merge
-    sums = sum_by_source(tokens.encoder.flatten(2), selection.source, k, selection.merge_weights(40))
+    sums = sum_by_source(tokens.encoder.flatten(2), selection.source, k, selection.weights)
     torch.testing.assert_close(sums[1, place], (merged[i] if i in merged else tokens.encoder[1, i]).flatten())
 
 

@@ -40,6 +40,10 @@ class Look(tokenprune.ProjectorPolicy):
         return Selection.subset(torch.arange(k).expand(len(tokens.features), k))
 
 
+class OnlyProjection(Look):
+    needs = frozenset({"projection"})
+
+
 def look(model, inputs):
     policy = Look(keep=1)
     with torch.no_grad(), tokenprune.wrap(model, policy):
@@ -99,6 +103,28 @@ def test_copies_follow_the_weights():
         torch.testing.assert_close(shown.projection.exact(shown.encoder), shown.projection.apply(shown.encoder))
         assert not torch.allclose(shown.projection.exact(shown.encoder), before)
         torch.testing.assert_close(shown.projection.mlp()(shown.encoder), shown.projection.apply(shown.encoder))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", ["visual.downsample", "visual.merger.proj"])
+def test_copies_follow_every_module_and_replaced_weights(path):
+    family = BY_NAME["glm4v"]
+    model, policy = family.model(), Look(keep=1)
+    with tokenprune.wrap(model, policy):
+        model(**family.inputs())
+        shown = policy.seen[0]
+        shown.projection.exact(shown.encoder)
+        weight = model.model.get_submodule(path).weight
+        weight.data = 2.0 * weight.data
+        torch.testing.assert_close(shown.projection.exact(shown.encoder), shown.projection.apply(shown.encoder))
+
+
+def test_needing_the_projection_is_needing_what_it_projects():
+    model, policy = LLAVA.model(), OnlyProjection(keep=1)
+    with torch.no_grad(), tokenprune.wrap(model, policy):
+        model(**LLAVA.inputs())
+    shown = policy.seen[0]
+    torch.testing.assert_close(shown.projection.apply(shown.encoder), shown.features)
 
 
 def test_an_offloaded_projector_is_run_as_it_is_and_not_copied():

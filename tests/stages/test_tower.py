@@ -18,6 +18,7 @@ from tests.test_layouts import MIXED, changed
 from tokenprune import Selection
 from tokenprune.adapters import lookup
 from tokenprune.errors import UnsupportedPolicyError
+from tokenprune.stages import tower
 from tokenprune.tokens import Tap
 
 INSIDE = [one for one in FAMILIES if lookup(one.model_type).towers and one.name not in MIXED]
@@ -100,8 +101,8 @@ def test_a_pickled_copy_is_a_plain_model():
         copied = pickle.loads(pickle.dumps(model))
     inputs = LLAVA.inputs()
     assert torch.equal(copied(**inputs).logits, model(**inputs).logits)
-    tower = copied.model.vision_tower
-    assert {type(module.config) for module in tower.modules() if hasattr(module, "config")} == {type(tower.config)}
+    vision = copied.model.vision_tower
+    assert {type(module.config) for module in vision.modules() if hasattr(module, "config")} == {type(vision.config)}
 
 
 @pytest.fixture
@@ -159,13 +160,13 @@ def test_rows_of_the_class_token(attention, maps):
     model, inputs = LLAVA.model(attention=attention), LLAVA.inputs((2,))
     taps = [Tap("attention"), Tap("attention", queries="cls", heads="joined", layer=-1), Tap("class_token")]
     shown = look(model, inputs, taps, per="image")
-    tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
+    plain = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
     layers = maps(LLAVA, inputs)
     (_, _, _, weights), (query, key, _, _) = layers[-2][0], layers[-1][0]
     torch.testing.assert_close(shown.tower[taps[0]][:, :, 0, 0], weights.mean(1)[:, 0, 1:], rtol=1e-4, atol=1e-7)
     wide = (query[:, :, 0].flatten(1)[:, None] @ key.transpose(1, 2).flatten(2).mT / 32**0.5).softmax(-1)
     torch.testing.assert_close(shown.tower[taps[1]][:, :, 0, 0], wide[:, 0, 1:], rtol=1e-4, atol=1e-7)
-    first = tower.hidden_states[-2][:, :1].expand(-1, 36, -1)
+    first = plain.hidden_states[-2][:, :1].expand(-1, 36, -1)
     assert torch.equal(shown.tower[taps[2]][:, :, 0], first)
 
 
@@ -199,6 +200,41 @@ def test_packed_images_of_flash_attention():
     found = look(model, inputs, EVERY)
     for tap in EVERY:
         torch.testing.assert_close(found.tower[tap], expected.tower[tap], rtol=1e-4, atol=1e-6)
+
+
+def test_the_attention_implementation_may_change_while_wrapped():
+    """What packs images for flash attention must not go on doing so for sdpa, which would mix them."""
+    AttentionInterface.register("flash_stand_in", packed)
+    inputs, policy = QWEN2_5_VL.inputs((2,)), Look(keep=1, taps=tuple(EVERY))
+    expected, model = look(QWEN2_5_VL.model(), inputs, EVERY), QWEN2_5_VL.model()
+    config = model.model.visual.blocks[0].attn.config
+    with torch.no_grad(), tokenprune.wrap(model, policy, per="prompt"):
+        for name in ("flash_stand_in", "sdpa", "eager"):
+            config._attn_implementation_internal = name
+            model(**inputs)
+            shown = policy.seen[-1]
+            torch.testing.assert_close(shown.features, expected.features)
+            for tap in EVERY:
+                torch.testing.assert_close(shown.tower[tap], expected.tower[tap], rtol=1e-4, atol=1e-6)
+
+
+def test_taps_are_float32_under_autocast():
+    inputs, taps = LLAVA.inputs(), [Tap("attention"), Tap("attention", queries="all"), Tap("keys")]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shown = look(LLAVA.model(), inputs, taps)
+    for tap in taps:
+        assert shown.tower[tap].dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", ["disabled", "keep-all"])
+def test_nothing_is_computed_where_nothing_is_pruned(how, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tower, "received_attention", lambda *args: calls.append(args))
+    model, policy = LLAVA.model(), tokenprune.HiPrune(keep=1.0 if how == "keep-all" else 0.5)
+    with torch.no_grad(), tokenprune.wrap(model, policy) as handle:
+        handle.enabled = how != "disabled"
+        model(**LLAVA.inputs())
+    assert not calls
 
 
 def test_pre_encoded_images_bring_their_values():
@@ -246,7 +282,7 @@ def test_an_offloaded_tower():
 @pytest.mark.parametrize(
     ("name", "tap", "message"),
     [
-        ("paligemma", Tap("attention", queries="cls"), "has none: use queries='all' or 'auto'"),
+        ("paligemma", Tap("attention", queries="cls"), "has none: use VisionAttention\\(queries='all' or 'auto'\\)"),
         ("qwen2_5_vl", Tap("class_token"), "needs the class token"),
         ("llava", Tap("attention", layer=3), "layer=3 is not in the vision tower of 'llava', which has 3 attention"),
         ("llava", Tap("attention", layer=-4), "index from -3 to 2"),

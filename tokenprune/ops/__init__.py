@@ -1,4 +1,4 @@
-"""Pure tensor functions: no model, no state. Batched over G units, in float32, free of host synchronisation."""
+"""Pure tensor functions: no model, no state. Batched over G units, in float32."""
 
 from .attention import attention_rows, join_heads, received_attention
 from .coverage import greedy_coverage
@@ -13,7 +13,7 @@ from .merge import (
     sum_by_source,
     summary_map,
 )
-from .normalise import min_max, unit_norm
+from .normalise import image_extremes, min_max, unit_norm
 from .outliers import count_outliers
 from .pivots import least_similar_to_pivots
 from .quota import quotas
@@ -31,6 +31,7 @@ __all__ = [
     "greedy_coverage",
     "greedy_dpp",
     "greedy_max_min",
+    "image_extremes",
     "interleave_crops",
     "interleave_dominant",
     "join_heads",

@@ -26,7 +26,8 @@ def received_attention(query: Tensor, keys: Tensor, scale: float, mask: Tensor |
 
     Args: as `attention_rows`, with one query per key. Queries that may not see themselves are padding and left out.
 
-    Cost: H L^2 d multiply-adds, as much as the attention itself; memory: blocks of at most 64 MiB of scores.
+    Cost: H L^2 d multiply-adds, as much as the attention itself; memory: blocks of at most 64 MiB of scores, and
+    a float32 copy of the keys.
     """
     batch, heads, length, _ = query.shape
     block = max(1, BLOCK_ELEMENTS // (batch * heads * length))

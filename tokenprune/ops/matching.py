@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .greedy import top_k
 
-# Similarities held at once (1 MiB of float32). Blocks that fit a CPU's cache make `thin_by_matching` several times
-# faster than the large ones of `greedy`.
-BLOCK_ELEMENTS = 2**18
+# Similarities held at once (1 MiB of float32): much faster on a CPU than blocks beyond its cache.
+CACHED_ELEMENTS = 2**18
 
 
 def gather_rows(x: Tensor, places: Tensor) -> Tensor:
@@ -21,7 +20,7 @@ def gather_rows(x: Tensor, places: Tensor) -> Tensor:
 
 def _similarities(x: Tensor, targets: Tensor) -> Iterator[Tensor]:
     """[G, rows, T] cosines of [G, M, D] tokens with [G, T, D] targets, block by block."""
-    block = max(1, BLOCK_ELEMENTS // max(1, x.shape[0] * targets.shape[1]))
+    block = max(1, CACHED_ELEMENTS // max(1, x.shape[0] * targets.shape[1]))
     for start in range(0, max(x.shape[1], 1), block):
         yield x[:, start : start + block] @ targets.mT
 
@@ -49,7 +48,7 @@ def nearest_neighbours(x: Tensor, places: Tensor, m: int) -> Tensor:
     Cost: C N D multiply-adds and C sorts of N per unit; memory: one block of similarities and its order, C m integers.
     """
     g, n, _ = x.shape
-    block = max(1, BLOCK_ELEMENTS // (g * n))
+    block = max(1, CACHED_ELEMENTS // (g * n))
     found = [places.new_zeros(g, 0, m)]
     for start in range(0, places.shape[1], block):
         part = places[:, start : start + block]

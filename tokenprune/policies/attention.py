@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
-from ..errors import InvalidArgumentError
 from ..tokens import VisualTokens
-from .base import Need, ProjectorPolicy
+from .base import ProjectorPolicy
 from .quality import VisionAttention
 
 
@@ -21,15 +21,5 @@ class AttentionPolicy(ProjectorPolicy):
         attention: maps `VisualTokens` to a [G, N], higher is better.
     """
 
+    parts: ClassVar = ("attention",)
     attention: Callable[[VisualTokens], Tensor] = field(default_factory=VisionAttention)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not callable(self.attention):
-            raise InvalidArgumentError(
-                f"attention={self.attention!r} is no function: give VisionAttention(), FeatureNorm() or your own."
-            )
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return super().needs | getattr(self.attention, "needs", frozenset())

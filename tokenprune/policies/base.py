@@ -54,11 +54,33 @@ class ProjectorPolicy(Policy):
     """Works on projected tokens, after the projector and before the language model."""
 
     stage: ClassVar[str] = "projector"
+    parts: ClassVar[tuple[str, ...]] = ()  # fields that hold functions of `VisualTokens`, whose needs are the policy's
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.parts:
+            if not callable(part := getattr(self, name)):
+                raise InvalidArgumentError(
+                    f"{name}={part!r} is no function of VisualTokens: give TextRelevance(), ClipRelevance(...), "
+                    "VisionAttention(), FeatureNorm() or your own."
+                )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        given = (getattr(getattr(self, name), "needs", frozenset()) for name in self.parts)
+        return frozenset({"features"}).union(*given)
 
     @property
     def exact(self) -> bool:
         """Whether every answer has exactly k tokens. Where not (`strict_paper`), units are asked one at a time."""
         return True
+
+    def rate(self, tokens: VisualTokens) -> Tensor | None:
+        """[G, N] scores that `select` compares over all units of an image, whatever their size; None without any.
+
+        The runtime asks it of all units first, and shows `select` the answer as `VisualTokens.rating`.
+        """
+        return None
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         """Choose or merge down to k of the N tokens of each unit. The runtime calls it with 1 <= k < N only."""
@@ -87,7 +109,7 @@ class FeaturePolicy(ProjectorPolicy):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({"features", "encoder"} if self.features == "pre_merger" else {"features"})
+        return super().needs | ({"encoder"} if self.features == "pre_merger" else set())
 
     def compared(self, tokens: VisualTokens) -> Tensor:
         """[G, N, D] features to compare tokens by."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..ops import greedy_dpp, min_max, similarity_row, unit_norm
+from ..ops import greedy_dpp, image_extremes, min_max, similarity_row, unit_norm
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import FeaturePolicy
@@ -40,6 +40,7 @@ class CDPruner(FeaturePolicy):
     equal relevance everywhere means r = 1 (the code divides by zero), images of a batch do not share extremes.
     """
 
+    parts: ClassVar = ("relevance",)
     relevance: Callable[[VisualTokens], Tensor] = field(default_factory=TextRelevance)
     theta: float | None = None
     cost: ClassVar = "N k D + N k^2 / 2 multiply-adds, k sequential steps; N (k + D) floats"
@@ -50,18 +51,16 @@ class CDPruner(FeaturePolicy):
         super().__post_init__()
         if self.theta is not None and not (isinstance(self.theta, float) and 0.0 < self.theta < 1.0):
             raise InvalidArgumentError(f"theta={self.theta!r} is not in (0, 1): give such a float, or None for off.")
-        if not callable(self.relevance):
-            raise InvalidArgumentError(
-                f"relevance={self.relevance!r} is no function: give TextRelevance(), ClipRelevance(...) or your own."
-            )
 
-    @property
-    def needs(self) -> frozenset:
-        return super().needs | getattr(self.relevance, "needs", frozenset())
+    def rate(self, tokens: VisualTokens) -> Tensor:
+        return self.relevance(tokens)
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        x, q = unit_norm(self.compared(tokens)), self.relevance(tokens)
-        r = min_max(q, image=tokens.image, numerator_eps=1e-6)
+        x, q, extremes = unit_norm(self.compared(tokens)), tokens.rating, tokens.extremes
+        if q is None:  # asked directly
+            q = self.rate(tokens)
+            extremes = None if tokens.image is None else image_extremes([q], [tokens.image])[0]
+        r = min_max(q, extremes=extremes, numerator_eps=1e-6)
         if self.theta is not None:
             r = torch.exp(r * (self.theta / (2 * (1 - self.theta))))
 

@@ -37,7 +37,8 @@ class CDPrunerOpenVINO(FeaturePolicy):
         split: prune the two halves of the unit as independent problems.
 
     Source: openvinotoolkit/openvino.genai, visual token pruning, the graph path (its CPU fallback uses another
-    kernel). Differs: exactly k tokens for odd k and unequal halves, where its GPU kernel returns slightly fewer.
+    kernel). Differs: exactly k tokens for odd k and unequal halves, where its GPU kernel returns slightly fewer, and a
+    single token comes from the whole unit.
     """
 
     relevance_weight: float = 0.5

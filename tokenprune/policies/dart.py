@@ -39,8 +39,10 @@ class DART(ProjectorPolicy):
 
     Differs from the paper: DART prunes inside the language model, where the norm is of the keys of layer K-1 and the
     cosine of normed hidden states entering layer K. Before layer 0 neither exists; the tokens that the decoder reads
-    stand for both, and the rule of selection is the same. Differs from the released code: exactly k (see
-    `strict_paper`), and pivots in order of their norm (the code iterates a Python set, in order of hash).
+    stand for both, and the rule of selection is the same. Text pivots come from the whole instruction (set
+    `handle.instruction` to leave the template out), where the paper takes tokens behind the image only. Differs from
+    the released code: exactly k (see `strict_paper`), and pivots in order of their norm (the code iterates a Python
+    set, in order of hash).
     """
 
     pivot_image: int = 4

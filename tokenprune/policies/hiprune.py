@@ -57,18 +57,19 @@ class HiPrune(ProjectorPolicy):
         super().__post_init__()
         if not isinstance(self.alpha, (int, float)) or not 0.0 <= self.alpha <= 1.0:
             raise InvalidArgumentError(f"alpha={self.alpha!r} is not in [0, 1]: give such a float.")
+        self.attentions()  # checks the layers
 
-    @property
-    def parts(self) -> tuple[VisionAttention, VisionAttention]:
+    def attentions(self) -> tuple[VisionAttention, VisionAttention]:
         """Attention of the object layer and of the deep layer."""
         return tuple(VisionAttention(queries="all", layer=layer) for layer in (self.object_layer, self.deep_layer))
 
     @property
     def needs(self) -> frozenset:
-        return self.parts[0].needs | self.parts[1].needs
+        objects, deep = self.attentions()
+        return objects.needs | deep.needs
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        objects, deep = (part(tokens) for part in self.parts)
+        objects, deep = (row(tokens) for row in self.attentions())
         picks = top_k(objects, round(self.alpha * k / 5))
         anchors = torch.zeros_like(deep, dtype=torch.bool).scatter(1, picks, True)
         near = _wrapped(anchors, picks, tokens.grid) if self.strict_paper else _neighbours(anchors, tokens.grid)

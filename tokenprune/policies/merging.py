@@ -24,6 +24,8 @@ def with_merged(
         alone: [G, c] bool, True where nothing was merged after all: that row stays as it is.
     """
     rows = gather_rows(tokens.features, indices)
+    if merged.shape[1] == 0:
+        return rows
     new = tokens.projection.apply(merged.to(tokens.encoder.dtype)).to(rows.dtype)
     if alone is not None:
         new = torch.where(alone[..., None], gather_rows(rows, places), new)
@@ -38,7 +40,7 @@ class SummaryPolicy(ProjectorPolicy):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({"features", "encoder", "projection"})
+        return super().needs | {"encoder", "projection"}
 
     @property
     def exact(self) -> bool:

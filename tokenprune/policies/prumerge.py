@@ -32,7 +32,8 @@ class PruMerge(SummaryPolicy):
 
     Attributes:
         neighbours: tokens added to each centre.
-        strict_paper: the paper's adaptive count of tokens, whatever the budget says: see `adaptive_count`.
+        strict_paper: the paper's adaptive count of tokens, see `adaptive_count`, whatever number the budget names (one
+            that keeps every token still does).
 
     Source: Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", ICCV 2025,
     arXiv 2403.15388. As in the released code, weights are attention probabilities as they are, about 1 / N, where the
@@ -45,7 +46,7 @@ class PruMerge(SummaryPolicy):
     neighbours: int = 32
     cost: ClassVar = "k N d key products, k sorts of N, k neighbours d_v additions; N (d_v + d) floats"
     when: ClassVar = "Towers with a class token and uneven attention; `adaptive_count` suggests a budget per image."
-    limits: ClassVar = "Blind to the question; untuned models lose more with it than with `visionzip` or `vispruner`."
+    limits: ClassVar = "Blind to the question; published figures of untuned models are below `visionzip`'s."
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,7 +95,7 @@ class PruMergePlus(PruMerge):
     Source and differences: as in `prumerge`; the proportion 1 : 3 is that of the released rule.
     """
 
-    when: ClassVar = "As `prumerge`, with the whole picture covered: the better of the two on most tasks."
+    when: ClassVar = "As `prumerge`, with the whole picture covered."
 
     def _centres(self, a: Tensor, count: int) -> Tensor:
         attended = top_k(a, min(count, max(1, round(count / 4))))
@@ -112,4 +113,5 @@ class PruMergePlus(PruMerge):
         # fewer than a quarter can lie above the fence, so the stride is at least 1
         stride = int(1 / (attended.shape[1] / n)) // 3
         grid = torch.arange(0, n - 1, stride, device=a.device)
-        return torch.cat([attended, grid[torch.isin(grid, attended[0], invert=True)][None]], 1)
+        both = torch.cat([attended, grid[torch.isin(grid, attended[0], invert=True)][None]], 1)
+        return both[:, : n - 1]  # a stride of 1 may reach them all, and the summary is of at least one

@@ -36,6 +36,12 @@ class VisionAttention:
                 f"queries={self.queries!r} is not one of {', '.join(get_args(Queries))}"
                 f"{nearest(self.queries, get_args(Queries))}."
             )
+        layer = self.layer
+        fits = layer is None or type(layer) is int or (type(layer) is float and 0.0 <= layer < 1.0)
+        if not fits:
+            raise InvalidArgumentError(
+                f"layer={layer!r} is no layer: give an int (index), a float in [0, 1) (share of the depth) or None."
+            )
 
     @property
     def tap(self) -> Tap:

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgumentError
 from ..ops import count_outliers, top_k
 from ..registry import register
 from ..tokens import Selection, VisualTokens
@@ -30,7 +29,8 @@ class TRIM(SummaryPolicy):
         relevance: maps `VisualTokens` to q [G, N]. As published `ClipRelevance(similarity="dot")`, whose sign is minus:
             the dot product in CLIP's joint space, for a CLIP tower. The default reads the decoder's embeddings of the
             instruction and needs no further model.
-        strict_paper: the paper's adaptive count of tokens, whatever the budget says: `adaptive_count` and the mean.
+        strict_paper: the paper's adaptive count of tokens, `adaptive_count` and the mean, whatever number the budget
+            names (one that keeps every token still does).
 
     Source: Song et al., "Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs",
     COLING 2025, arXiv 2409.10994.
@@ -39,21 +39,11 @@ class TRIM(SummaryPolicy):
     puts the mean after the last kept token, here it takes a place in raster order.
     """
 
+    parts: ClassVar = ("relevance",)
     relevance: Callable[[VisualTokens], Tensor] = field(default_factory=TextRelevance)
     cost: ClassVar = "the relevance, a sort of N and one sum of N d_v; N d_v floats"
     when: ClassVar = "The question names what to look at, and the tower is a CLIP; one token keeps the background."
     limits: ClassVar = "No diversity: near twins of the relevant patch stay; as good as its relevance, no better."
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not callable(self.relevance):
-            raise InvalidArgumentError(
-                f"relevance={self.relevance!r} is no function: give TextRelevance(), ClipRelevance(...) or your own."
-            )
-
-    @property
-    def needs(self) -> frozenset:
-        return super().needs | getattr(self.relevance, "needs", frozenset())
 
     def adaptive_count(self, tokens: VisualTokens) -> Tensor:
         """[G] long: tokens whose s exceeds Q3 + 1.5 (Q3 - Q1), what the paper would keep besides the mean."""

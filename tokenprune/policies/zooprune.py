@@ -57,8 +57,9 @@ class ZooPrune(FeaturePolicy):
     h: float = 0.01
     seed: int = 0
     cost: ClassVar = (
-        "zeroth_order: 2 m projections per token, 64 MiB blocks; closed_form: about one projection per token, d_h^2 "
-        "floats per model; then N k D multiply-adds, k sequential steps"
+        "zeroth_order: 2 m projections per token, 64 MiB blocks; closed_form: d_h^2 multiply-adds per token and d_h^2 "
+        "floats per model, P (P + 1) / 2 times that with a normalisation per patch (beyond 256 MiB they are made anew "
+        "every time); a float32 copy of the projector; then N k D multiply-adds, k sequential steps"
     )
     when: ClassVar = "Without any text: images where diversity alone spends the budget on background."
     limits: ClassVar = (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..adapters import Features
 from ..errors import UnsupportedModelError
-from ..tokens import Tap
+from ..tokens import Tap, looks_inside
 from .hook import Hook
 from .parts import Parts
 from .tower import TowerTaps
@@ -59,7 +59,7 @@ class FeatureWatch:
         self._local = threading.local()
         self._hook: Any = None
         taps = sorted((need for need in needs() if isinstance(need, Tap)), key=repr)
-        self._taps = TowerTaps(parts, taps, lambda: self._current)
+        self._taps = TowerTaps(parts, taps, lambda: self._current if looks_inside(self._needs()) else None)
 
     def install(self) -> None:
         outer = self.parts.outer
@@ -118,7 +118,7 @@ class FeatureWatch:
         return method(image_features, *args, **kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._current is not None and any(need == "encoder" or isinstance(need, Tap) for need in self._needs()):
+        if self._current is not None and looks_inside(self._needs()):
             self._current.entered.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
 

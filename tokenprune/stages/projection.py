@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -17,13 +18,14 @@ from .parts import Parts
 class Projector:
     """The modules of a model that make its rows out of patches.
 
-    Float32 copies are made when a policy first computes with them, and kept until the weights change.
+    Exact copies are made when a policy first computes with them, and made anew once a weight is replaced, moved or
+    written to. (Writing through `.data` leaves no trace: wrap again after that.)
     """
 
     def __init__(self, parts: Parts):
         self._parts = parts
-        self._copies: dict[str, tuple[list[int], nn.Module]] = {}
-        self._mlp: tuple[nn.Module, Mlp] | None = None
+        self._copies: dict[tuple[str, torch.dtype], tuple[list, nn.Module]] = {}
+        self._mlp: tuple[list[nn.Module], Mlp] | None = None
 
     def of(self, patches: int, width: int) -> Projection:
         """What a policy is shown where tokens are made of so many patches of such width.
@@ -34,25 +36,51 @@ class Projector:
         """
 
         def exact(x: Tensor) -> Tensor:
-            with torch.backends.cudnn.flags(allow_tf32=False):  # merging convolutions would round to ten bits
-                return self._run(self._in_float32, x, torch.float32)
+            rounds = x.is_cuda and _rounds(self._parts.module(self._parts.adapter.merger))
+            dtype = torch.float64 if rounds else torch.float32
+            return self._run(lambda path: self._copy(path, dtype), x, dtype).float()
 
         def mlp() -> Mlp:
-            copied = self._in_float32(self._parts.adapter.merger)
-            if self._mlp is None or self._mlp[0] is not copied:
-                self._mlp = copied, _describe(self._parts, self._in_float32, (patches, width))
+            used: list[nn.Module] = []
+
+            def noted(path: str) -> nn.Module:
+                used.append(self._copy(path, torch.float32))
+                return used[-1]
+
+            x = torch.randn(8, patches, width, generator=torch.Generator().manual_seed(0)).to(self._device)
+            with torch.no_grad():
+                expected = self._parts.adapter.project(noted, x)
+                if self._mlp is None or any(map(operator.is_not, self._mlp[0], used)):
+                    self._mlp = used, self._described(used, x, expected)
             return self._mlp[1]
 
         return Projection(apply=lambda x: self._run(self._parts.module, x, self._weight.dtype), exact=exact, mlp=mlp)
 
-    def _in_float32(self, path: str) -> nn.Module:
+    def _copy(self, path: str, dtype: torch.dtype) -> nn.Module:
         module = self._parts.module(path)
-        versions = [-1 if one.is_inference() else one._version for one in module.parameters()]
-        known, copied = self._copies.get(path, (None, None))
-        if known != versions:
-            copied = _float32(module)
-            self._copies[path] = versions, copied
+        state = [
+            (one.data_ptr(), one.device, one.dtype, None if one.is_inference() else one._version)
+            for one in module.parameters()
+        ]
+        known, copied = self._copies.get((path, dtype), (None, None))
+        if known != state:
+            copied = _plain_copy(module, dtype)
+            self._copies[path, dtype] = state, copied
         return copied
+
+    @property
+    def _device(self) -> torch.device:
+        return self._weight.device
+
+    def _described(self, roots: list[nn.Module], x: Tensor, expected: Tensor) -> Mlp:
+        """The description, among all that the modules allow, that computes the same."""
+        for mlp in _candidates(roots, x.shape[1:]):
+            if torch.allclose(mlp(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+                return mlp
+        raise UnsupportedPolicyError(
+            f"the projector of {self._parts.adapter.model_type!r} is no two-layer perceptron, plain or gated, so its "
+            "sensitivity has no closed form: use estimator='zeroth_order'."
+        )
 
     @property
     def _weight(self) -> Tensor:
@@ -69,38 +97,25 @@ class Projector:
         return self._parts.adapter.project(find, rows).to(x.device).view(*x.shape[:-2], -1)
 
 
-def _float32(module: nn.Module) -> nn.Module:
-    parameters = list(module.parameters())
-    if any(parameter.is_meta or not parameter.is_floating_point() for parameter in parameters):
+def _rounds(merger: nn.Module) -> bool:
+    """Whether a GPU may round float32 products to ten bits (TF32), in which small differences drown."""
+    convolves = any(isinstance(one, nn.modules.conv._ConvNd) for one in merger.modules())
+    try:
+        return torch.backends.cuda.matmul.allow_tf32 or (convolves and torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # chosen by the newer names, which must not be mixed with these
+        return True
+
+
+def _plain_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if any(one.is_meta or not one.is_floating_point() for one in module.parameters()):
         raise UnsupportedPolicyError(
             "the policy computes the projector in float32, but its weights are quantised or offloaded: leave the "
             "projector out of quantisation and offloading, or use another estimator or policy."
         )
-    return copy.deepcopy(module).float()
+    return copy.deepcopy(module).to(dtype).eval()
 
 
-def _describe(parts: Parts, find: Callable[[str], nn.Module], width: tuple[int, int]) -> Mlp:
-    """The description among all that its modules allow that computes the same."""
-    roots: list[nn.Module] = []
-
-    def noted(path: str) -> nn.Module:
-        roots.append(find(path))
-        return roots[-1]
-
-    x = torch.randn(8, *width, generator=torch.Generator().manual_seed(0))
-    x = x.to(next(find(parts.adapter.merger).parameters()).device)
-    with torch.no_grad():
-        expected = parts.adapter.project(noted, x)
-        for mlp in _candidates(roots, width):
-            if torch.allclose(mlp(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
-                return mlp
-    raise UnsupportedPolicyError(
-        f"the projector of {parts.adapter.model_type!r} is no two-layer perceptron, plain or gated, so its sensitivity "
-        "has no closed form: use estimator='zeroth_order'."
-    )
-
-
-def _candidates(roots: list[nn.Module], width: tuple[int, int]) -> Iterator[Mlp]:
+def _candidates(roots: list[nn.Module], width: torch.Size) -> Iterator[Mlp]:
     """Two or three linear layers, an activation, and a normalisation before them or none."""
     modules = [module for root in roots for module in root.modules()]
     linears = [module for module in modules if isinstance(module, nn.Linear)]
@@ -130,7 +145,7 @@ def _orders(linears: list[nn.Linear], entering: int) -> Iterator[dict[str, Tenso
             yield {"w1": w1, "b1": b1, "gate": gate, "gate_bias": gate_bias, **end}
 
 
-def _normalisation(norm: nn.Module, width: tuple[int, int]) -> dict | None:
+def _normalisation(norm: nn.Module, width: torch.Size) -> dict | None:
     weight = getattr(norm, "weight", None)
     if weight is None or weight.numel() not in (width[1], width[0] * width[1]):
         return None

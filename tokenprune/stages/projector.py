@@ -95,7 +95,7 @@ class ProjectorStage:
         self.projector = Projector(parts)
         self.enabled = True
         self.life = Life()
-        self.watch = FeatureWatch(parts, needs=lambda: self.needs, seen=self.after_features)
+        self.watch = FeatureWatch(parts, needs=self._needed_now, seen=self.after_features)
         self._last: Outcome | None = None
         self._local = threading.local()  # what one forward knows; forwards may run in several threads
         self._hooks: list[Any] = []
@@ -146,7 +146,12 @@ class ProjectorStage:
 
     @property
     def keeps_all(self) -> bool:
-        return all(policy.budget.keep == 1.0 for policy in self.policies)
+        """By share; a count of 1 keeps one token."""
+        return all(isinstance(policy.keep, float) and policy.keep == 1.0 for policy in self.policies)
+
+    def _needed_now(self) -> frozenset[Need]:
+        """Nothing while nothing is going to be pruned."""
+        return self.needs if self.enabled and not self.keeps_all else frozenset()
 
     # Hooks
 
@@ -211,7 +216,8 @@ class ProjectorStage:
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         started = self._clock(x)
         around = Surroundings(prompt=prompt, projector=self.projector, deepstack=deepstack)
-        x = apply_policies(self.policies, units, x, around)
+        with torch.autocast(x.device.type, enabled=False):
+            x = apply_policies(self.policies, units, x, around)
         elapsed = None if started is None else 1e3 * (self._clock(x) - started)
         for unit in units:
             keep[unit.sample, unit.slots] = True

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidFeaturesError, PolicyError, UnsupportedPolicyError
+from ..ops import image_extremes
 from ..policies import ProjectorPolicy
-from ..tokens import Selection, Tap, VisualTokens
+from ..tokens import Selection, Tap, VisualTokens, looks_inside
 from .deepstack import DeepStack
 from .projection import Projector
 from .prompt import Prompt
@@ -56,6 +57,8 @@ class Surroundings:
 def apply_policies(policies: list[ProjectorPolicy], units: list[UnitState], x: Tensor, around: Surroundings) -> Tensor:
     """Run the policies one after the other; each sees what the last one left. Changes `units` in place.
 
+    Selection is in float32 whatever the model runs in, so autocast has no part in it.
+
     Args:
         x: [B, L, D], the decoder's input.
         around: the rest of the forward.
@@ -69,42 +72,41 @@ def apply_policies(policies: list[ProjectorPolicy], units: list[UnitState], x: T
     """
     for number, policy in enumerate(policies):
         groups: dict[Any, list[UnitState]] = {}
-        for unit, k in zip(units, counts(policy, units), strict=True):
-            groups.setdefault((len(unit.slots), k, unit.grid), []).append(unit)
-        for (n, k, _), group in groups.items():
+        for i, (unit, k) in enumerate(zip(units, counts(policy, units), strict=True)):
             if k == 0:
-                _drop(group)
-            elif k < n:
-                for together in [group] if policy.exact else [[unit] for unit in group]:
-                    x = _apply(policy, together, k, x, around, check=number == 0)
+                _drop(unit)
+            elif k < len(unit.slots):
+                groups.setdefault((len(unit.slots), k, unit.grid, None if policy.exact else i), []).append(unit)
+        shown = [_tokens(policy, group, x, around, check=number == 0) for group in groups.values()]
+        for (_, k, *_), group, tokens in zip(groups, groups.values(), _rated(policy, shown), strict=True):
+            x = _apply(policy, group, tokens, k, x, around)
     return x
 
 
-def _drop(group: list[UnitState]) -> None:
-    for unit in group:
-        unit.slots, unit.place, unit.grid = unit.slots[:0], unit.place[:0], None
-        unit.source = torch.full_like(unit.source, -1)
+def _drop(unit: UnitState) -> None:
+    unit.slots, unit.place, unit.grid = unit.slots[:0], unit.place[:0], None
+    unit.source = torch.full_like(unit.source, -1)
+
+
+def _rated(policy: ProjectorPolicy, shown: list[VisualTokens]) -> list[VisualTokens]:
+    """With the policy's own ratings of them, and the extremes of these over each image."""
+    ratings = [rating for tokens in shown if (rating := policy.rate(tokens)) is not None]
+    if not ratings:
+        return shown
+    extremes = image_extremes(ratings, [tokens.image for tokens in shown])
+    parts = zip(shown, ratings, extremes, strict=True)
+    return [replace(tokens, rating=rating.float(), extremes=both) for tokens, rating, both in parts]
 
 
 def _apply(
-    policy: ProjectorPolicy, group: list[UnitState], k: int, x: Tensor, around: Surroundings, *, check: bool
+    policy: ProjectorPolicy, group: list[UnitState], tokens: VisualTokens, k: int, x: Tensor, around: Surroundings
 ) -> Tensor:
     """One batched call of a policy on units of equal size."""
-    slots, deepstack = torch.stack([unit.slots for unit in group]), around.deepstack
-    sample = torch.tensor([unit.sample for unit in group], device=x.device)[:, None]
-    features = x[sample, slots]
-    if deepstack is not None and deepstack.only:
-        features = deepstack.first(sample, slots)
-    if check and not bool(torch.isfinite(features).all()):
-        raise InvalidFeaturesError(
-            "inputs_embeds holds NaN or Inf at visual positions: check pixel_values and the vision tower's dtype "
-            "(fp16 towers overflow; bf16 or fp32 do not)."
-        )
-    tokens = _tokens(policy, group, features, around)
-    with torch.autocast(x.device.type, enabled=False):  # selection is in float32 whatever the model runs in
-        selection = policy.select(tokens, k)
-    _check(policy, selection, slots.shape, k if policy.exact else None)
-    if selection.features is not None:
+    selection = policy.select(tokens, k)
+    _check(policy, selection, tokens, k if policy.exact else None)
+    sample, slots, deepstack = *_places(group, x), around.deepstack
+    merged = selection.features is not None
+    if merged:
         if deepstack is None or not deepstack.only:
             x = x.clone()
             x[sample, slots.gather(1, selection.indices)] = selection.features.to(x.dtype)
@@ -115,31 +117,39 @@ def _apply(
         kept = selection.indices[i]
         unit.slots, unit.place, unit.grid = unit.slots[kept], unit.place[kept], None
         unit.source = torch.where(unit.source >= 0, source[i][unit.source.clamp_min(0)], -1)
+        unit.merged |= merged
         unit.inside = {need: values[kept.to(values.device)] for need, values in unit.inside.items()}
     return x
 
 
-def _tokens(policy: ProjectorPolicy, group: list[UnitState], features: Tensor, around: Surroundings) -> VisualTokens:
-    prompt = around.prompt
+def _places(group: list[UnitState], x: Tensor) -> tuple[Tensor, Tensor]:
+    """[G, 1] samples and [G, N] positions of units of equal size."""
+    sample = torch.tensor([unit.sample for unit in group], device=x.device)[:, None]
+    return sample, torch.stack([unit.slots for unit in group])
+
+
+def _tokens(
+    policy: ProjectorPolicy, group: list[UnitState], x: Tensor, around: Surroundings, *, check: bool
+) -> VisualTokens:
+    """What the policy needs of units of equal size."""
+    prompt, (sample, slots) = around.prompt, _places(group, x)
+    if around.deepstack is not None and around.deepstack.only:
+        features = around.deepstack.first(sample, slots)
+    else:
+        features = x[sample, slots]
+    if check and not bool(torch.isfinite(features).all()):
+        raise InvalidFeaturesError(
+            "inputs_embeds holds NaN or Inf at visual positions: check pixel_values and the vision tower's dtype "
+            "(fp16 towers overflow; bf16 or fp32 do not)."
+        )
     tokens = VisualTokens(
         features=features,
         grid=group[0].grid,
         image=torch.tensor([unit.image for unit in group], device=features.device),
         keys=[unit.key for unit in group],
     )
-    inside = [need for need in policy.needs if need == "encoder" or isinstance(need, Tap)]
-    if inside:
-        if any(need not in unit.inside for unit in group for need in inside):
-            raise UnsupportedPolicyError(
-                f"policy {policy.name!r} needs the tower's features, but mm_encoder_outputs were encoded elsewhere or "
-                "before the model was wrapped, or this model mixed them into others: pass pixel_values, or use "
-                "a policy that reads projected features."
-            )
-        found = {need: torch.stack([unit.inside[need] for unit in group]).to(features.device) for need in inside}
-        tokens = replace(tokens, encoder=found.pop("encoder", None), tower=found)
-    if "projection" in policy.needs:
-        patches, width = group[0].inside["encoder"].shape[1:]
-        tokens = replace(tokens, projection=around.projector.of(patches, width))
+    if looks_inside(policy.needs):
+        tokens = replace(tokens, **_inside(policy, group, around, features.device))
     if "text" in policy.needs:
         rows = [prompt.embeds[unit.sample] for unit in group]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -151,9 +161,33 @@ def _tokens(policy: ProjectorPolicy, group: list[UnitState], features: Tensor, a
     return tokens
 
 
-def _check(policy: ProjectorPolicy, selection: Any, shape: tuple[int, int], k: int | None) -> None:
+def _inside(
+    policy: ProjectorPolicy, group: list[UnitState], around: Surroundings, device: torch.device
+) -> dict[str, Any]:
+    """Tower features of the patches, taps, and the projector."""
+    taps = [need for need in policy.needs if isinstance(need, Tap)]
+    if any(unit.merged for unit in group):
+        raise UnsupportedPolicyError(
+            f"policy {policy.name!r} needs the tower's features, and a policy before it merged tokens, which are no "
+            "longer made of their own patches: put it first."
+        )
+    if any(need not in unit.inside for unit in group for need in ("encoder", *taps)):
+        raise UnsupportedPolicyError(
+            f"policy {policy.name!r} needs the tower's features, but mm_encoder_outputs were encoded elsewhere or "
+            "before the model was wrapped, or this model mixed them into others: pass pixel_values, or use "
+            "a policy that reads projected features."
+        )
+    found = {need: torch.stack([unit.inside[need] for unit in group]).to(device) for need in ("encoder", *taps)}
+    encoder = found.pop("encoder")
+    shown = {"encoder": encoder, "tower": found}
+    if "projection" in policy.needs:
+        shown["projection"] = around.projector.of(*encoder.shape[2:])
+    return shown
+
+
+def _check(policy: ProjectorPolicy, selection: Any, tokens: VisualTokens, k: int | None) -> None:
     """k: None where the policy may answer another number of tokens."""
-    (g, n), name = shape, policy.name or type(policy).__name__
+    (g, n), name = tokens.shape, policy.name or type(policy).__name__
     indices = getattr(selection, "indices", None)
     if not isinstance(selection, Selection) or not isinstance(indices, Tensor) or indices.dtype != torch.long:
         raise PolicyError(
@@ -172,3 +206,11 @@ def _check(policy: ProjectorPolicy, selection: Any, shape: tuple[int, int], k: i
             f"policy {name!r} answered indices that are not distinct, ascending and inside 0..{n - 1}: sort them and "
             "drop repeats."
         )
+    shapes = {"features": (g, k, tokens.features.shape[2]), "source": (g, n), "sizes": (g, k), "weights": (g, n)}
+    for part, shape in shapes.items():
+        value = getattr(selection, part)
+        if value is not None and value.shape != shape:
+            raise PolicyError(
+                f"policy {name!r} answered {part} of shape {tuple(value.shape)} for k={k} of N={n} tokens in {g} "
+                f"units: return {list(shape)}."
+            )

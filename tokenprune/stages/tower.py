@@ -93,8 +93,9 @@ class TowerTaps:
         if isinstance(layer, float):
             layer = int(layer * count)
         if not -count <= layer < count:
+            asked = "the one that is read" if tap.layer is None else tap.layer
             raise UnsupportedPolicyError(
-                f"layer={tap.layer!r} is not in the vision tower of {self._parts.adapter.model_type!r}, which has "
+                f"layer={asked} is not in the vision tower of {self._parts.adapter.model_type!r}, which has "
                 f"{count} attention layers: give an index from {-count} to {count - 1}, or a share in [0, 1)."
             )
         return layer % count
@@ -103,19 +104,15 @@ class TowerTaps:
         if (tap.what == "class_token" or tap.queries == "cls") and not has_class:
             raise UnsupportedPolicyError(
                 f"policy needs the class token of the vision tower, and that of {self._parts.adapter.model_type!r} "
-                "has none: use queries='all' or 'auto' for attention, and the method's default without the class token."
+                "has none: use VisionAttention(queries='all' or 'auto'), or strict_paper=False."
             )
 
     # Noting
 
     def _tap(self, attention: nn.Module, taps: list[tuple[Tap, Tap]]) -> None:
         original = attention.config
-        name = PREFIX + str(original._attn_implementation)
-        if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-            AttentionInterface.register(name, _tapped)
         config = copy.copy(original)
         config.__class__ = _tapped_class(type(original))
-        config._attn_implementation_internal = name
         config._tokenprune = original, lambda *args, **kwargs: self._note(taps, *args, **kwargs)
         attention.config = config
         self._undo.append(lambda: setattr(attention, "config", original))
@@ -124,8 +121,9 @@ class TowerTaps:
     def _note(self, taps: list[tuple[Tap, Tap]], query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
         if (features := self._current()) is not None:
             features.prefix = self._prefix
-            for asked, tap in taps:
-                features.tower.setdefault(asked, []).append(_value(tap, query, key, mask, scale))
+            with torch.autocast(query.device.type, enabled=False):
+                for asked, tap in taps:
+                    features.tower.setdefault(asked, []).append(_value(tap, query, key, mask, scale))
 
     @torch.no_grad()
     def _class_token(self, taps: list[tuple[Tap, Tap]], output: Any) -> None:
@@ -187,12 +185,21 @@ _CLASSES: dict[type, type] = {}
 
 
 def _tapped_class(cls: type) -> type:
-    """A config class whose copies, deep or pickled, are the config that was there before."""
+    """A config class that names our implementation. Its copies, deep or pickled, are the config that was there."""
     if cls not in _CLASSES:
-        methods = {"__reduce_ex__": lambda self, protocol: (_itself, (self._tokenprune[0],))}
+        methods: dict[str, Any] = {"_attn_implementation": property(_registered_name)}
+        methods["__reduce_ex__"] = lambda self, protocol: (_itself, (self._tokenprune[0],))
         methods["__deepcopy__"] = lambda self, memo: copy.deepcopy(self._tokenprune[0], memo)
         _CLASSES[cls] = type(cls.__name__, (cls,), methods)
     return _CLASSES[cls]
+
+
+def _registered_name(config: Any) -> str:
+    """Of our implementation over the one that the config that was there names now: it may be changed while wrapped."""
+    name = PREFIX + str(config._tokenprune[0]._attn_implementation)
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _tapped)
+    return name
 
 
 def _itself(config: Any) -> Any:

@@ -30,6 +30,7 @@ class UnitState:
         inside: for "encoder" and every tap that was captured [n, P, c]; empty where patches of rows are not known.
         place: [n] long on the device, places of `slots` in the unit as it was.
         source: [total] long on the device, which of `slots` carries each original token, or -1.
+        merged: some of `slots` are merged tokens.
         full_grid, full_slots: of the unit as it was.
     """
 
@@ -43,6 +44,7 @@ class UnitState:
     inside: dict[Any, Tensor] = field(default_factory=dict)
     place: Tensor = field(init=False)
     source: Tensor = field(init=False)
+    merged: bool = False
     full_grid: Grid | None = field(init=False)
     full_slots: Tensor = field(init=False)
 
