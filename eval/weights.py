@@ -1,14 +1,16 @@
-"""Why diverse tokens can lose to random ones: `python -m tokenprune.eval.weights [--scenes 500]`.
+"""Why chosen tokens can lose to random ones: `python -m tokenprune.eval.weights [--scenes 500]`.
 
 A softmax over fewer tokens is another average. Random subsets keep the proportions of the image, so the average stays
-about right; a diverse subset drops what is redundant, which here is most of the background, and the few tokens left
-weigh as if the image consisted of them. The check: give every kept token the weight of the tokens that are nearest to
-it (cosine of projected features), by adding the log of their number to its attention logits, and change nothing else.
-What accuracy comes back was lost by weight, not by information.
+about right; a choice of what differs or matters drops what is redundant, which here is most of the background, and the
+few tokens left weigh as if the image consisted of them. The check: give every kept token the weight of the tokens that
+are nearest to it (cosine of projected features), and every merged token that of those it was made of, by adding the log
+of their number to its attention logits, and change nothing else. What accuracy comes back was lost by weight, not by
+information.
 """
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 
-from .. import Policy
+from .. import Policy, ProjectorPolicy, Selection, VisualTokens
 from ..ops import unit_norm
 from . import shapes
 from .accuracy import KEEPS
@@ -31,17 +33,60 @@ def projector_policies() -> dict[str, Policy]:
     return {name: several[0] for name, several in rows.items() if several[0].stage == "projector"}
 
 
-def subsets(ways: Pruned, batches: list[Batch], keep: float) -> list[list[Tensor]] | None:
-    """Tokens kept, by batch and sample; None where tokens are merged, which then have weights of their own."""
-    chosen = []
-    for batch in batches:
-        with ways.at(keep, batch):
-            ways.words(ways.encoded(batch, keep))
-            units = ways.report().units
-        if any(int((unit.source >= 0).sum()) > len(unit.indices) for unit in units):
-            return None
-        chosen.append([unit.indices for unit in units])
-    return chosen
+@dataclass(kw_only=True)
+class Noted(ProjectorPolicy):
+    """Answers what another policy answers, and notes it.
+
+    Attributes:
+        policy: the other one.
+        answers: its selections.
+    """
+
+    policy: ProjectorPolicy
+    answers: list[Selection] = field(default_factory=list)
+
+    @property
+    def needs(self) -> frozenset:
+        return self.policy.needs
+
+    def rate(self, tokens: VisualTokens) -> Tensor | None:
+        return self.policy.rate(tokens)
+
+    def select(self, tokens: VisualTokens, k: int) -> Selection:
+        self.answers.append(self.policy.select(tokens, k))
+        return self.answers[-1]
+
+
+@dataclass
+class Kept:
+    """What is left of one picture.
+
+    Attributes:
+        indices: [k] long, its places.
+        rows: [k, D], what stands there.
+        sizes: [k], how many tokens each stands for.
+    """
+
+    indices: Tensor
+    rows: Tensor
+    sizes: Tensor
+
+
+def kept_tokens(model, processor, policy: ProjectorPolicy, batch: Batch, keep: float) -> list[Kept]:
+    """Of every question of a batch."""
+    noted = Noted(policy=policy)
+    ways = Pruned(model, processor, noted)
+    with ways.at(keep, batch):
+        ways.words(ways.encoded(batch, keep))
+    found = []
+    for chosen in noted.answers:
+        for i, indices in enumerate(chosen.indices):
+            features = batch.features[len(found)]
+            if chosen.features is None:
+                found.append(Kept(indices, features[indices], cluster_sizes(features, indices)))
+            else:
+                found.append(Kept(indices, chosen.features[i], chosen.sizes[i]))
+    return found
 
 
 def cluster_sizes(features: Tensor, kept: Tensor) -> Tensor:
@@ -50,16 +95,17 @@ def cluster_sizes(features: Tensor, kept: Tensor) -> Tensor:
     return (x @ x[kept].T).argmax(-1).bincount(minlength=len(kept)).clamp_min(1)
 
 
-def first_word(model, batch: Batch, i: int, kept: Tensor, sizes: Tensor | None) -> int:
-    """First answer token of sample i on a prompt shortened by hand, kept tokens weighing `sizes` or 1."""
+def first_word(model, batch: Batch, i: int, kept: Kept, *, weighted: bool) -> int:
+    """First answer token of sample i on a prompt shortened by hand, kept tokens weighing their sizes or 1."""
     real = batch.inputs["attention_mask"][i].bool()
     ids = batch.inputs["input_ids"][i, real]
     place = (ids == model.config.image_token_id).nonzero()[:, 0]
-    x = model.get_input_embeddings()(ids).index_copy(0, place, batch.features[i])
-    keep = torch.ones(len(ids), dtype=torch.bool).index_fill(0, place, False).index_fill(0, place[kept], True)
+    left = place[kept.indices]
+    x = model.get_input_embeddings()(ids).index_copy(0, left, kept.rows)
+    keep = torch.ones(len(ids), dtype=torch.bool).index_fill(0, place, False).index_fill(0, left, True)
     weight = torch.zeros(len(ids))
-    if sizes is not None:
-        weight[place[kept]] = sizes.log()
+    if weighted:
+        weight[left] = kept.sizes.log()
     at = keep.nonzero()[:, 0]
     mask = torch.full((len(at), len(at)), -torch.inf).triu(1) + weight[at]
     out = model.model.language_model(
@@ -78,20 +124,16 @@ def measure(scenes: int) -> dict:
     policies, rows = projector_policies(), []
     runs = [(name, keep) for name in policies for keep in KEEPS]
     for name, keep in track(runs, "answering", console=Console(stderr=True)):
-        right, objects, kept = {"plain": 0, "weighted": 0}, 0, 0
-        chosen = subsets(Pruned(model, processor, policies[name]), batches, keep)
-        if chosen is None:
-            continue
-        scene_objects = iter(on_objects)
-        for batch, selection in zip(batches, chosen, strict=True):
-            for i, indices in enumerate(selection):
-                sizes = cluster_sizes(batch.features[i], indices)
-                right["plain"] += first_word(model, batch, i, indices, None) == batch.answers[i]
-                right["weighted"] += first_word(model, batch, i, indices, sizes) == batch.answers[i]
-                objects += int(next(scene_objects)[indices].sum())
-                kept += len(indices)
-        shares = {which: int(count) / asked for which, count in right.items()}
-        rows.append({"policy": name, "keep": keep, **shares, "on objects": objects / kept})
+        right, objects, count, scene_objects = {"plain": 0, "weighted": 0}, 0, 0, iter(on_objects)
+        for batch in batches:
+            for i, kept in enumerate(kept_tokens(model, processor, policies[name], batch, keep)):
+                for which in right:
+                    word = first_word(model, batch, i, kept, weighted=which == "weighted")
+                    right[which] += word == batch.answers[i]
+                objects += int(next(scene_objects)[kept.indices].sum())
+                count += len(kept.indices)
+        shares = {which: int(number) / asked for which, number in right.items()}
+        rows.append({"policy": name, "keep": keep, **shares, "on objects": objects / count})
     natural = sum(int(one.sum()) for one in on_objects) / sum(len(one) for one in on_objects)
     return {"scenes": asked, "on objects": natural, "rows": rows}
 
@@ -107,8 +149,9 @@ def table(result: dict) -> str:
             cells.append(f"{100 * row['plain']:.1f} → {100 * row['weighted']:.1f} ({row['on objects']:.0%})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     note = (
-        f"Accuracy in % on {result['scenes']} held-out scenes, every token weighing one → weighing its cluster; in "
-        f"brackets the share of kept tokens that lie on objects ({result['on objects']:.0%} in the whole image)."
+        f"Accuracy in % on {result['scenes']} held-out scenes, every token weighing one → weighing as many as it "
+        f"stands for; in brackets the share of places kept that lie on objects ({result['on objects']:.0%} in the whole "
+        "image)."
     )
     return "\n".join([*lines, "", note]) + "\n"
 

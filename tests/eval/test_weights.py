@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenprune import DivPrune, Pool, Uniform
+from tokenprune import CDPruner, DivPrune, Pool, Uniform
 from tokenprune.eval import shapes, weights
 from tokenprune.eval.asking import Pruned, encoded
 
@@ -23,19 +23,22 @@ def test_clusters_share_all_tokens():
     assert weights.cluster_sizes(features, torch.arange(5)).sum() == 5
 
 
+@pytest.mark.parametrize("policy", [Uniform(), Pool(), CDPruner()], ids=lambda policy: policy.name)
 @torch.inference_mode()
-def test_without_weights_it_answers_what_the_pruned_model_answers(model, batch):
-    ways = Pruned(*model, Uniform())
+def test_without_weights_it_answers_what_the_pruned_model_answers(model, batch, policy):
+    ways = Pruned(*model, policy)
     with ways.at(20, batch):
         expected = ways.words(ways.encoded(batch, 20)).tolist()
-    (kept,) = weights.subsets(ways, [batch], 20)
-    assert [weights.first_word(model[0], batch, i, kept[i], None) for i in range(8)] == expected
+    kept = weights.kept_tokens(*model, policy, batch, 20)
+    assert [weights.first_word(model[0], batch, i, kept[i], weighted=False) for i in range(8)] == expected
 
 
 @torch.inference_mode()
-def test_merged_tokens_are_no_subset(model, batch):
-    assert weights.subsets(Pruned(*model, Pool()), [batch], 0.25) is None
-    assert len(weights.subsets(Pruned(*model, DivPrune()), [batch], 0.25)[0][0]) == 64
+def test_all_tokens_have_a_place_in_what_is_left(model, batch):
+    for policy in (Pool(), DivPrune()):
+        for i, kept in enumerate(weights.kept_tokens(*model, policy, batch, 0.25)):
+            assert (len(kept.indices), int(kept.sizes.sum())) == (64, 256)
+            assert torch.equal(kept.rows, batch.features[i][kept.indices]) is isinstance(policy, DivPrune)
 
 
 @torch.inference_mode()
