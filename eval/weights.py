@@ -150,8 +150,8 @@ def table(result: dict) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     note = (
         f"Accuracy in % on {result['scenes']} held-out scenes, every token weighing one → weighing as many as it "
-        f"stands for; in brackets the share of places kept that lie on objects ({result['on objects']:.0%} in the whole "
-        "image)."
+        f"stands for; in brackets the share of places kept that lie on objects ({result['on objects']:.0%} in the "
+        "whole image)."
     )
     return "\n".join([*lines, "", note]) + "\n"
 
