@@ -58,7 +58,7 @@ POLICIES = {
     "prumerge-plus": PruMergePlus,
     "trim": TRIM,
     "zooprune": ZooPrune,
-    "zooprune-closed-form": partial(ZooPrune, estimator="closed_form"),
+    "zooprune-zeroth-order": partial(ZooPrune, estimator="zeroth_order"),
     "zooprune-norm": partial(ZooPrune, estimator="norm"),
 }
 

@@ -33,7 +33,7 @@ def slow_order(features, w, k):
 @pytest.mark.parametrize("seed", range(5))
 def test_it_is_the_greedy_of_the_paper_on_scaled_sensitivities(seed):
     features, values = randn(2, 15, 6, seed=seed), 1 + randn(2, 15, seed=seed + 50).abs()
-    policy = ZooPrune(keep=9)
+    policy = ZooPrune(keep=9, estimator="zeroth_order")
     selection = policy.select(with_sensitivity(features, values), 9)
     w = (values - values.amin(-1, keepdim=True)) / (values.amax(-1, keepdim=True) - values.amin(-1, keepdim=True))
     torch.testing.assert_close(selection.scores, w, rtol=0, atol=1e-3)
@@ -42,7 +42,7 @@ def test_it_is_the_greedy_of_the_paper_on_scaled_sensitivities(seed):
 
 def test_the_most_sensitive_comes_first_and_the_least_sensitive_last():
     features, values = randn(1, 6, 8), torch.tensor([[3.0, 1.0, 2.0, 9.0, 4.0, 5.0]])
-    order = ZooPrune().select(with_sensitivity(features, values), 6).order[0].tolist()
+    order = ZooPrune(estimator="zeroth_order").select(with_sensitivity(features, values), 6).order[0].tolist()
     assert (order[0], order[-1]) == (3, 1)
 
 
@@ -51,7 +51,9 @@ def test_quality_gates_distance():
     features = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8], [2.0, 0.0], [0.0, -1.0]]])
     values = torch.tensor([[9.0, 2.0, 8.0, 7.0, 1.0]])  # w = 1, 1/8, 7/8, 3/4, 0
     # distances to the first: 2, 0.4, 0, 1; gains 0.25, 0.35, 0, 0; the duplicate only comes before the weight 0
-    assert ZooPrune().select(with_sensitivity(features, values), 5).order.tolist() == [[0, 2, 1, 3, 4]]
+    assert ZooPrune(estimator="zeroth_order").select(with_sensitivity(features, values), 5).order.tolist() == [
+        [0, 2, 1, 3, 4]
+    ]
 
 
 def test_weights_of_zero_come_last_in_order_even_behind_rounded_duplicates():
@@ -65,7 +67,7 @@ def test_weights_of_zero_come_last_in_order_even_behind_rounded_duplicates():
 
 def test_equal_sensitivities_leave_plain_diversity():
     features = randn(1, 12, 6)
-    order = ZooPrune().select(with_sensitivity(features, torch.ones(1, 12)), 7).order
+    order = ZooPrune(estimator="zeroth_order").select(with_sensitivity(features, torch.ones(1, 12)), 7).order
     first = torch.zeros(1, dtype=torch.long)
     assert torch.equal(order, greedy_max_min(unit_norm(features), 7, first=first))
 
@@ -73,7 +75,7 @@ def test_equal_sensitivities_leave_plain_diversity():
 def test_units_are_scaled_by_themselves():
     features, values = randn(2, 8, 6), torch.stack([torch.linspace(1, 2, 8), torch.linspace(1, 200, 8)])
     tokens = with_sensitivity(features, values)
-    scores = ZooPrune().select(tokens, 3).scores
+    scores = ZooPrune(estimator="zeroth_order").select(tokens, 3).scores
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-3)
 
 
@@ -86,7 +88,7 @@ def test_the_control_takes_the_norm_and_needs_nothing_else():
 
 
 def test_what_the_estimators_need():
-    assert ZooPrune(estimator="closed_form").needs == ZooPrune().needs == {"features", "encoder", "projection"}
+    assert ZooPrune(estimator="zeroth_order").needs == ZooPrune().needs == {"features", "encoder", "projection"}
     assert ZooPrune(features="pre_merger").needs == {"features", "encoder", "projection"} | ZooPrune().needs
 
 

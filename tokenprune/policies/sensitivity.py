@@ -21,9 +21,9 @@ class Sensitivity:
     """Mean size of the projector's directional derivative at a token's vision features.
 
     Attributes:
-        estimator: "zeroth_order", the mean norm of central differences along m random unit vectors, as published, for
-            any projector; "closed_form", the root of their expected square without any randomness, for a normalisation
-            or none and a two-layer perceptron, plain or gated.
+        estimator: "closed_form", the root of the expected square of the derivative, without any randomness, for a
+            normalisation or none and a two-layer perceptron, plain or gated; "zeroth_order", the mean norm of central
+            differences along m random unit vectors, as published, for any projector.
         m: directions of the zeroth-order estimate.
         h: its step.
         seed: of its directions, which are the same for all tokens, units and calls.
@@ -31,7 +31,7 @@ class Sensitivity:
     Where a patch merger makes one token of P patches, each of them moves along the same direction.
     """
 
-    estimator: Estimator = "zeroth_order"
+    estimator: Estimator = "closed_form"
     m: int = 64
     h: float = 0.01
     seed: int = 0

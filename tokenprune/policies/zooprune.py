@@ -17,7 +17,6 @@ from .quality import FeatureNorm
 from .sensitivity import Sensitivity
 
 Estimator = Literal["zeroth_order", "closed_form", "norm"]
-DEFAULT: Estimator = "zeroth_order"
 
 
 @register("zooprune")
@@ -32,9 +31,10 @@ class ZooPrune(FeaturePolicy):
     unit has w = 0 and comes last. Looks at no text.
 
     Attributes:
-        estimator: of S. "zeroth_order": as above. "closed_form": (|J|_F^2 / d_v)^(1/2), the root of the expected square
-            of the same derivative, without directions; for projectors that are a normalisation or none and a two-layer
-            perceptron. "norm": |Z_i| instead, the control that a gain by sensitivity has to beat.
+        estimator: of S. "zeroth_order": as above, as published. "closed_form": (|J|_F^2 / d_v)^(1/2), the root of the
+            expected square of the same derivative, without directions: the default, since it costs a fraction and
+            chooses as well (`python -m tokenprune.eval.sensitivity`); for projectors that are a normalisation or none
+            and a two-layer perceptron. "norm": |Z_i| instead, the control that a gain by sensitivity has to beat.
         m: directions u of "zeroth_order".
         h: its step; 1e-4 to 1 give much the same in float32.
         seed: of the directions.
@@ -45,14 +45,14 @@ class ZooPrune(FeaturePolicy):
     Source: Kim et al., "Training-Free Token Pruning via Zeroth-Order Gradient Estimation in Vision-Language Models",
     CVPR 2026, arXiv 2509.24837.
 
-    Differs from the released code: float32 (with |u| = 1 the step moves a coordinate by h / sqrt(d_v), less than half
-    precision resolves: in float16 S comes out nearly twice too large, in bfloat16 it is mostly rounding); seeded
-    directions (the code draws new ones for every image); the whole projector (for LLaVA-NeXT the code takes a rank-128
-    one); newline tokens are no candidates and stay (the code means to keep them, but keeps others by a wrong offset).
-    Mergers of P patches, not in the code: the same u on each patch.
+    Differs from the released code: the closed form (theirs is "zeroth_order"); float32 (with |u| = 1 the step moves a
+    coordinate by h / sqrt(d_v), less than half precision resolves: in float16 S comes out nearly twice too large, in
+    bfloat16 it is mostly rounding); seeded directions (the code draws new ones for every image); the whole projector
+    (for LLaVA-NeXT the code takes a rank-128 one); newline tokens are no candidates and stay (the code means to keep
+    them, but keeps others by a wrong offset). Mergers of P patches, not in the code: the same u on each patch.
     """
 
-    estimator: Estimator = DEFAULT
+    estimator: Estimator = "closed_form"
     m: int = 64
     h: float = 0.01
     seed: int = 0
