@@ -51,15 +51,23 @@ class FeatureWatch:
     Args:
         parts: of the model.
         needs: what the policies need, asked at every encoding.
+        prunes: whether anything is going to be pruned: taps, which cost something, rest where not.
         seen: called with the features of every encoding.
     """
 
-    def __init__(self, parts: Parts, *, needs: Callable[[], frozenset], seen: Callable[[Features], None]):
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        needs: Callable[[], frozenset],
+        prunes: Callable[[], bool],
+        seen: Callable[[Features], None],
+    ):
         self.parts, self._needs, self._seen = parts, needs, seen
         self._local = threading.local()
         self._hook: Any = None
         taps = sorted((need for need in needs() if isinstance(need, Tap)), key=repr)
-        self._taps = TowerTaps(parts, taps, lambda: self._current if looks_inside(self._needs()) else None)
+        self._taps = TowerTaps(parts, taps, lambda: self._current if prunes() else None)
 
     def install(self) -> None:
         outer = self.parts.outer

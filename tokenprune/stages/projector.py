@@ -95,7 +95,12 @@ class ProjectorStage:
         self.projector = Projector(parts)
         self.enabled = True
         self.life = Life()
-        self.watch = FeatureWatch(parts, needs=self._needed_now, seen=self.after_features)
+        self.watch = FeatureWatch(
+            parts,
+            needs=lambda: self.needs,
+            prunes=lambda: self.enabled and not self.keeps_all,
+            seen=self.after_features,
+        )
         self._last: Outcome | None = None
         self._local = threading.local()  # what one forward knows; forwards may run in several threads
         self._hooks: list[Any] = []
@@ -148,10 +153,6 @@ class ProjectorStage:
     def keeps_all(self) -> bool:
         """By share; a count of 1 keeps one token."""
         return all(isinstance(policy.keep, float) and policy.keep == 1.0 for policy in self.policies)
-
-    def _needed_now(self) -> frozenset[Need]:
-        """Nothing while nothing is going to be pruned."""
-        return self.needs if self.enabled and not self.keeps_all else frozenset()
 
     # Hooks
 
