@@ -173,9 +173,9 @@ def _inside(
         )
     if any(need not in unit.inside for unit in group for need in ("encoder", *taps)):
         raise UnsupportedPolicyError(
-            f"policy {policy.name!r} needs the tower's features, but mm_encoder_outputs were encoded elsewhere, before the "
-            "model was wrapped or while it was disabled, or this model mixed them into others: pass pixel_values, or "
-            "use a policy that reads projected features."
+            f"policy {policy.name!r} needs the tower's features, but mm_encoder_outputs were encoded elsewhere, before "
+            "the model was wrapped or while it was disabled, or this model mixed them into others: pass pixel_values, "
+            "or use a policy that reads projected features."
         )
     found = {need: torch.stack([unit.inside[need] for unit in group]).to(device) for need in ("encoder", *taps)}
     encoder = found.pop("encoder")
