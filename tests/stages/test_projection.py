@@ -1,15 +1,15 @@
 """The projector as a function of single tokens: what the model itself made of its patches."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
 from accelerate import cpu_offload
 
 import tokenprune
+from tests import test_layouts
 from tests.families import BY_NAME, FAMILIES, LLAVA
 from tests.test_layouts import MIXED
-from tokenprune import Selection
 from tokenprune.adapters import lookup
 from tokenprune.errors import UnsupportedPolicyError
 
@@ -29,15 +29,10 @@ PERCEPTRONS = {
 
 
 @dataclass(kw_only=True)
-class Look(tokenprune.ProjectorPolicy):
-    """Keeps the first tokens and notes what it is shown."""
+class Look(test_layouts.Look):
+    """Notes more of what it is shown."""
 
     needs = frozenset({"features", "encoder", "projection"})
-    seen: list = field(default_factory=list)
-
-    def select(self, tokens, k):
-        self.seen.append(tokens)
-        return Selection.subset(torch.arange(k).expand(len(tokens.features), k))
 
 
 class OnlyProjection(Look):

@@ -4,7 +4,7 @@ import copy
 import pickle
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ from accelerate import cpu_offload
 from transformers import AttentionInterface
 
 import tokenprune
+from tests import test_layouts
 from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL
 from tests.probes import same, snapshot
 from tests.test_layouts import MIXED, changed
-from tokenprune import Selection
 from tokenprune.adapters import lookup
 from tokenprune.errors import UnsupportedPolicyError
 from tokenprune.stages import tower
@@ -34,19 +34,14 @@ EVERY = [
 
 
 @dataclass(kw_only=True)
-class Look(tokenprune.ProjectorPolicy):
-    """Keeps the first tokens and notes what it is shown."""
+class Look(test_layouts.Look):
+    """Notes more of what it is shown."""
 
     taps: tuple = (FIRST_KEYS,)
-    seen: list = field(default_factory=list)
 
     @property
     def needs(self):
         return frozenset({"features", "encoder", *self.taps})
-
-    def select(self, tokens, k):
-        self.seen.append(tokens)
-        return Selection.subset(torch.arange(k).expand(len(tokens.features), k))
 
 
 def look(model, inputs, taps, per="prompt"):

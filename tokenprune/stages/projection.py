@@ -47,7 +47,7 @@ class Projector:
                 used.append(self._copy(path, torch.float32))
                 return used[-1]
 
-            x = torch.randn(8, patches, width, generator=torch.Generator().manual_seed(0)).to(self._device)
+            x = torch.randn(8, patches, width, generator=torch.Generator().manual_seed(0)).to(self._weight.device)
             with torch.no_grad():
                 expected = self._parts.adapter.project(noted, x)
                 if self._mlp is None or any(map(operator.is_not, self._mlp[0], used)):
@@ -67,10 +67,6 @@ class Projector:
             copied = _plain_copy(module, dtype)
             self._copies[path, dtype] = state, copied
         return copied
-
-    @property
-    def _device(self) -> torch.device:
-        return self._weight.device
 
     def _described(self, roots: list[nn.Module], x: Tensor, expected: Tensor) -> Mlp:
         """The description, among all that the modules allow, that computes the same."""

@@ -11,6 +11,7 @@ import copy
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,24 +121,26 @@ class TowerTaps:
     @torch.no_grad()
     def _note(self, taps: list[tuple[Tap, Tap]], query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
         if (features := self._current()) is not None:
-            features.prefix = self._prefix
             with torch.autocast(query.device.type, enabled=False):
                 for asked, tap in taps:
-                    features.tower.setdefault(asked, []).append(_value(tap, query, key, mask, scale))
+                    self._keep(features, asked, _value(tap, query, key, mask, scale))
 
     @torch.no_grad()
     def _class_token(self, taps: list[tuple[Tap, Tap]], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         if (features := self._current()) is not None:
-            features.prefix = self._prefix
             for asked, _ in taps:
-                features.tower.setdefault(asked, []).append(hidden[:, :1].expand_as(hidden))
+                self._keep(features, asked, hidden[:, :1].expand_as(hidden))
+
+    def _keep(self, features: Features, asked: Tap, value: Tensor) -> None:
+        features.prefix = self._prefix
+        features.tower.setdefault(asked, []).append(value)
 
 
 def _settled(tap: Tap, has_class: bool) -> tuple[Tap, Tap]:
     """The tap as asked, and with "auto" decided."""
     queries = ("cls" if has_class else "all") if tap.queries == "auto" else tap.queries
-    return tap, Tap(tap.what, queries=queries, heads=tap.heads, layer=tap.layer)
+    return tap, replace(tap, queries=queries)
 
 
 def _value(tap: Tap, query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
