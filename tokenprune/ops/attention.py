@@ -8,17 +8,41 @@ from torch import Tensor
 from .greedy import BLOCK_ELEMENTS
 
 
-def attention_rows(query: Tensor, keys: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """softmax(scale q k^T + mask), mean over heads, in float32: [B, R, L].
+def attention_probabilities(
+    query: Tensor,
+    keys: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q k^T + mask) of every head, in float32: [B, H, R, L]. A row that sees nothing gives nothing.
 
     Args:
         query: [B, H, R, d], the rows asked for.
-        keys: [B, H, L, d], or with fewer heads that H is a multiple of.
+        keys: [B, Hk, L, d], where head h reads keys h // (H / Hk). They are not repeated in memory.
         scale: of the scores.
         mask: [B or 1, H or 1, R or 1, L], bool (True is seen) or added to the scores.
+        softcap: c of c tanh(scores / c), before the mask; None for none.
+        sinks: [H], a further score per head that takes part in the softmax and is no key; None for none.
     """
-    scores = _scores(query, keys, scale, mask)
-    return scores.softmax(-1).nan_to_num(0.0).mean(1)  # a row that sees nothing gives nothing
+    batch, heads, rows, width = query.shape
+    grouped = query.float().reshape(batch, keys.shape[1], -1, width)
+    scores = (grouped @ keys.float().mT).view(batch, heads, rows, -1) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+    if sinks is not None:
+        sinks = sinks.float().view(1, -1, 1, 1).expand(batch, -1, rows, 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+    return scores.softmax(-1).nan_to_num(0.0)
+
+
+def attention_rows(query: Tensor, keys: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """`attention_probabilities`, mean over heads: [B, R, L]."""
+    return attention_probabilities(query, keys, scale, mask).mean(1)
 
 
 def received_attention(query: Tensor, keys: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -45,14 +69,6 @@ def received_attention(query: Tensor, keys: Tensor, scale: float, mask: Tensor |
 def join_heads(x: Tensor) -> Tensor:
     """[B, H, L, d] -> [B, 1, L, H d]: all heads as one wide one."""
     return x.transpose(1, 2).flatten(2)[:, None]
-
-
-def _scores(query: Tensor, keys: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-    scores = (query.float() @ keys.float().mT) * scale
-    if mask is None:
-        return scores
-    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
 
 
 def _seen(mask: Tensor | None, batch: int, rows: int, length: int, device: torch.device) -> Tensor:

@@ -1,23 +1,17 @@
 """Looking inside the vision tower without changing what it computes.
 
-The attention modules that a policy asks about get a copy of their config with an attention implementation of our own
-name, registered with transformers. It calls the implementation that the model uses, and notes what the taps want from
-the queries and keys it is handed. Everything else goes on reading the config it read before.
+What the policies want is taken from the queries and keys that attention modules hand to their implementation.
 """
 
 from __future__ import annotations
 
-import copy
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..adapters import Features
 from ..errors import UnsupportedPolicyError
@@ -25,10 +19,10 @@ from ..ops import attention_rows, join_heads, received_attention
 from ..tokens import Tap
 from .hook import Hook
 from .parts import Parts
+from .tap import listen, scale_of
 
 ATTENTION = re.compile(r"\.(\d+)\.(self_attn|attn|attention)$")
 CLASS_TOKEN = ("class_embedding", "cls_token")
-PREFIX = "tokenprune_"
 
 
 class TowerTaps:
@@ -73,7 +67,7 @@ class TowerTaps:
             inner = [tap for tap in taps if tap[1].what != "class_token"]
             outer = [tap for tap in taps if tap[1].what == "class_token"]
             if inner:
-                self._tap(attention, inner)
+                self._undo.append(listen(attention, lambda module, *given, inner=inner: self._note(inner, *given)))
             if outer:
                 note = Hook(lambda module, args, output, outer=outer: self._class_token(outer, output))
                 self._undo.append(block.register_forward_hook(note).remove)
@@ -110,20 +104,19 @@ class TowerTaps:
 
     # Noting
 
-    def _tap(self, attention: nn.Module, taps: list[tuple[Tap, Tap]]) -> None:
-        original = attention.config
-        config = copy.copy(original)
-        config.__class__ = _tapped_class(type(original))
-        config._tokenprune = original, lambda *args, **kwargs: self._note(taps, *args, **kwargs)
-        attention.config = config
-        self._undo.append(lambda: setattr(attention, "config", original))
-
     @torch.no_grad()
-    def _note(self, taps: list[tuple[Tap, Tap]], query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> None:
-        if (features := self._current()) is not None:
-            with torch.autocast(query.device.type, enabled=False):
-                for asked, tap in taps:
-                    self._keep(features, asked, _value(tap, query, key, mask, scale))
+    def _note(self, taps: list[tuple[Tap, Tap]], query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+        features, scale, bounds = self._current(), scale_of(query, kwargs), kwargs.get("cu_seq_lens_q")
+        if features is None:
+            return
+        images = [(query, key, mask)]
+        if bounds is not None:  # images packed into one row
+            sizes = bounds.diff().tolist()
+            images = [(q, k, None) for q, k in zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)]
+        with torch.autocast(query.device.type, enabled=False):
+            for q, k, seen in images:
+                for asked, wanted in taps:
+                    self._keep(features, asked, _value(wanted, q, k, seen, scale))
 
     @torch.no_grad()
     def _class_token(self, taps: list[tuple[Tap, Tap]], output: Any) -> None:
@@ -155,55 +148,3 @@ def _value(tap: Tap, query: Tensor, key: Tensor, mask: Tensor | None, scale: flo
         return received_attention(query, key, scale, mask)[..., None]
     row = mask if mask is None else mask[:, :, :1]
     return attention_rows(query[:, :, :1], key, scale, row).mT
-
-
-def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any):
-    """The attention implementation of the model, after a note."""
-    original, note = module.config._tokenprune
-    mask, scale = attention_mask, kwargs.get("scaling")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    bounds = kwargs.get("cu_seq_lens_q")
-    if bounds is None:
-        note(query, key, mask, scale)
-    else:  # images packed into one row
-        sizes = bounds.diff().tolist()
-        for q, k in zip(query.split(sizes, 2), key.split(sizes, 2), strict=True):
-            note(q, k, None, scale)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
-    return function(_WithConfig(module, original), query, key, value, attention_mask, **kwargs)
-
-
-class _WithConfig:
-    """An attention module as its implementation sees it: with the config it had."""
-
-    def __init__(self, module: nn.Module, config: Any):
-        self._module, self.config = module, config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def _tapped_class(cls: type) -> type:
-    """A config class that names our implementation. Its copies, deep or pickled, are the config that was there."""
-    if cls not in _CLASSES:
-        methods: dict[str, Any] = {"_attn_implementation": property(_registered_name)}
-        methods["__reduce_ex__"] = lambda self, protocol: (_itself, (self._tokenprune[0],))
-        methods["__deepcopy__"] = lambda self, memo: copy.deepcopy(self._tokenprune[0], memo)
-        _CLASSES[cls] = type(cls.__name__, (cls,), methods)
-    return _CLASSES[cls]
-
-
-def _registered_name(config: Any) -> str:
-    """Of our implementation over the one that the config that was there names now: it may be changed while wrapped."""
-    name = PREFIX + str(config._tokenprune[0]._attn_implementation)
-    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionInterface.register(name, _tapped)
-    return name
-
-
-def _itself(config: Any) -> Any:
-    return config

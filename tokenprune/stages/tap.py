@@ -1,0 +1,86 @@
+"""Reading queries and keys where an attention module hands them to its implementation, without changing anything.
+
+The module gets a copy of its config with an attention implementation of our own name, registered with transformers. It
+shows a note what it is handed and calls the implementation that the model uses. Everything else goes on reading the
+config it read before.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PREFIX = "tokenprune_"
+
+# (module, query [B, H, q, d], key [B, Hk, K, d], attention mask, what else the implementation is given)
+Note = Callable[[nn.Module, Tensor, Tensor, Any, dict[str, Any]], None]
+
+
+def listen(attention: nn.Module, note: Note) -> Callable[[], None]:
+    """Show `note` every call of the module's attention implementation. Returns what undoes it."""
+    original = attention.config
+    config = copy.copy(original)
+    config.__class__ = _tapped_class(type(original))
+    config._tokenprune = original, note
+    attention.config = config
+
+    def undo() -> None:
+        attention.config = original
+
+    return undo
+
+
+def scale_of(query: Tensor, kwargs: dict[str, Any]) -> float:
+    """The factor on attention scores, from what an implementation was given."""
+    scale = kwargs.get("scaling")
+    return query.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any):
+    """The attention implementation of the model, after a note."""
+    original, note = module.config._tokenprune
+    note(module, query, key, attention_mask, kwargs)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
+    return function(_WithConfig(module, original), query, key, value, attention_mask, **kwargs)
+
+
+class _WithConfig:
+    """An attention module as its implementation sees it: with the config it had."""
+
+    def __init__(self, module: nn.Module, config: Any):
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _tapped_class(cls: type) -> type:
+    """A config class that names our implementation. Its copies, deep or pickled, are the config that was there."""
+    if cls not in _CLASSES:
+        methods: dict[str, Any] = {"_attn_implementation": property(_registered_name)}
+        methods["__reduce_ex__"] = lambda self, protocol: (_itself, (self._tokenprune[0],))
+        methods["__deepcopy__"] = lambda self, memo: copy.deepcopy(self._tokenprune[0], memo)
+        _CLASSES[cls] = type(cls.__name__, (cls,), methods)
+    return _CLASSES[cls]
+
+
+def _registered_name(config: Any) -> str:
+    """Of our implementation over the one that the config that was there names now: it may be changed while wrapped."""
+    name = PREFIX + str(config._tokenprune[0]._attn_implementation)
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _tapped)
+    return name
+
+
+def _itself(config: Any) -> Any:
+    return config
