@@ -1,7 +1,9 @@
 """Pure tensor functions: no model, no state. Batched over G units, in float32."""
 
-from .attention import attention_rows, join_heads, received_attention
+from .attention import attention_probabilities, attention_rows, join_heads, received_attention
 from .coverage import greedy_coverage
+from .density import density_peaks, recycled_map
+from .draw import draw
 from .greedy import greedy_dpp, greedy_max_min, nearest_other, similarity_row, top_k
 from .grid import even_points, interleave_crops, interleave_dominant, points_on_grid, sources_on_grid
 from .matching import gather_rows, nearest_neighbours, nearest_target, thin_by_matching
@@ -18,14 +20,20 @@ from .outliers import count_outliers
 from .pivots import least_similar_to_pivots
 from .quota import quotas
 from .relevance import mean_cosine
+from .rotary import rotary_gravity
 from .sensitivity import second_moment, zeroth_order
 from .variance import runs, similarity_variance
+from .words import block_rank, pack, word_relevance
 
 __all__ = [
     "add_weighted",
+    "attention_probabilities",
     "attention_rows",
     "average_by_source",
+    "block_rank",
     "count_outliers",
+    "density_peaks",
+    "draw",
     "even_points",
     "gather_rows",
     "greedy_coverage",
@@ -41,10 +49,13 @@ __all__ = [
     "nearest_neighbours",
     "nearest_other",
     "nearest_target",
+    "pack",
     "points_on_grid",
     "quotas",
     "received_attention",
+    "recycled_map",
     "remaining",
+    "rotary_gravity",
     "runs",
     "second_moment",
     "similarity_row",
@@ -56,5 +67,6 @@ __all__ = [
     "thin_by_matching",
     "top_k",
     "unit_norm",
+    "word_relevance",
     "zeroth_order",
 ]

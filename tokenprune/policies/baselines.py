@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import InvalidArgumentError
-from ..ops import average_by_source, even_points, points_on_grid, sources_on_grid, top_k
+from ..ops import average_by_source, draw, even_points, points_on_grid, sources_on_grid, top_k
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import ProjectorPolicy
@@ -62,12 +62,8 @@ class Random(ProjectorPolicy):
             raise InvalidArgumentError(f"seed={self.seed!r} is not an int in [0, 2**31): give such a seed.")
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        n, generator, order = tokens.shape[1], torch.Generator(), []
-        for key in tokens.keys:
-            # torch reads only the low 32 bits of a CPU seed, so the two numbers are mixed there
-            generator.manual_seed((key + self.seed * 0x9E3779B1) % 2**32)
-            order.append(torch.randperm(n, generator=generator)[:k])
-        return Selection.subset(torch.stack(order).to(tokens.features.device))
+        order = draw(tokens.keys, tokens.shape[1], k, seed=self.seed)
+        return Selection.subset(order.to(tokens.features.device))
 
 
 @register("uniform")
