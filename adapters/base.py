@@ -119,6 +119,7 @@ class Adapter:
         row_mask: argument of the model's forward, [rows of a video] bool, that drops rows before they are read.
         deepstack_only: the decoder's input is zero at visual positions, and everything visual is added at its layers.
         problem: maps the config to the reason why this variant is not supported, or None.
+        between_layers: why tokens cannot leave between its decoder's layers, or None.
     """
 
     model_type: str
@@ -133,3 +134,4 @@ class Adapter:
     row_mask: str | None = None
     deepstack_only: bool = False
     problem: Callable[[Any], str | None] = no_problem
+    between_layers: str | None = None

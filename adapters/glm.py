@@ -68,7 +68,7 @@ GLM = (
     Adapter(model_type="glm4v_moe", **CONVOLVED),
     Adapter(model_type="glm46v", **CONVOLVED),
     Adapter(model_type="glm_ocr", **CONVOLVED),
-    Adapter(model_type="glm5_next", **CONVOLVED),
+    Adapter(model_type="glm5_next", **CONVOLVED, between_layers="its layers index tokens by a mask of all of them"),
     Adapter(model_type="video_llama_3", layouts=_by_merge_size, row_mask="video_compression_mask"),
     Adapter(model_type="ernie4_5_vl_moe", layouts=_two_steps),
     Adapter(model_type="paddleocr_vl", layouts=grid_thw),

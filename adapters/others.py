@@ -52,7 +52,11 @@ OTHERS = (
     Adapter(model_type="deepseek_vl_hybrid", **(ALIGNER | {"project": None})),
     Adapter(model_type="molmo2"),
     Adapter(model_type="inkling_mm_model", join="run", crops=False),
-    Adapter(model_type="inkling2", layouts=_tokens_thw),
+    Adapter(
+        model_type="inkling2",
+        layouts=_tokens_thw,
+        between_layers="its layers read the states of all tokens at earlier ones",
+    ),
     Adapter(model_type="muse_glimmer", layouts=grid_thw),
     Adapter(model_type="muse_spark", layouts=grid_thw),
     Adapter(model_type="nemotron_h_omni", layouts=_grid_hw),

@@ -40,7 +40,11 @@ QWEN = (
     Adapter(model_type="qwen3_vl_moe", **NEIGHBOURS),
     Adapter(model_type="qwen3_5", **NEIGHBOURS),
     Adapter(model_type="qwen3_5_moe", **NEIGHBOURS),
-    Adapter(model_type="qwen4_exp", **NEIGHBOURS),
+    Adapter(
+        model_type="qwen4_exp",
+        **NEIGHBOURS,
+        between_layers="its layers look up runs of neighbouring tokens, which would break apart",
+    ),
     Adapter(model_type="qwen2_5_omni_thinker", **WINDOWS),
     Adapter(model_type="qwen3_omni_moe_thinker", **NEIGHBOURS),
     Adapter(model_type="cohere_compass", **NEIGHBOURS),

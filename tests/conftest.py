@@ -8,12 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import reference
 from tokenprune import ProjectorPolicy, Selection
 from tokenprune.eval.shapes.language import processor
 from tokenprune.eval.shapes.modeling import build
+from tokenprune.layers import Event
+from tokenprune.policies.layer import LayerPolicy
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
+INSIDE = 2  # the layer that tokens leave where a test is about layers
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -33,9 +37,35 @@ class EveryThird(ProjectorPolicy):
         return Selection.subset(torch.arange(1, n, 3)[:k].expand(g, k))
 
 
+@dataclass(kw_only=True)
+class EveryThirdInside(LayerPolicy):
+    """As `EveryThird`, in front of one layer."""
+
+    keep: int | float | None = 1 / 3
+    rounding: str = "floor"
+    layer: int = INSIDE
+
+    def events(self, depth):
+        return (Event(drop=self.layer),)
+
+    def select(self, tokens, k):
+        g, n = tokens.shape
+        return Selection.subset(torch.arange(1, n, 3)[:k].expand(g, k))
+
+
 @pytest.fixture
 def every_third():
     return EveryThird()
+
+
+@pytest.fixture(params=["projector", "layer"])
+def every_third_somewhere(request, every_third):
+    """In front of the language model and in front of one of its layers; the reference then does it there, too."""
+    if request.param == "projector":
+        yield every_third
+    else:
+        with reference.dropping_at(INSIDE):
+            yield EveryThirdInside()
 
 
 @pytest.fixture(scope="session")

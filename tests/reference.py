@@ -7,6 +7,9 @@ the answer: row t of the answer must be what decode step t answered.
 
 from __future__ import annotations
 
+import inspect
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +18,17 @@ from torch import Tensor
 from tests.families import IMAGE, VIDEO
 
 SEQUENCES = ("inputs_embeds", "position_ids", "attention_mask")
+_WHERE: list[int] = []  # the layer that `dropping_at` says
+
+
+@contextmanager
+def dropping_at(layer: int):
+    """What `keep` says leaves in front of this layer of the decoder, rather than in front of all."""
+    _WHERE.append(layer)
+    try:
+        yield
+    finally:
+        _WHERE.pop()
 
 
 def text_decoder(model: Any) -> Any:
@@ -84,6 +98,8 @@ def logits(
     mix: list[Tensor] | None = None,
     rows: dict[tuple[int, int], Tensor] | None = None,
     compact: bool = False,
+    inside: dict[int, Tensor] | None = None,
+    renumber: bool = False,
 ) -> Tensor:
     """[B, steps, V] logits of every step of the answer `tokens` [B, steps].
 
@@ -92,7 +108,11 @@ def logits(
         mix: per sample [L, L], rows of the prompt as weighted sums of its rows (merged tokens).
         rows: (sample, position) -> [D], what stands there instead (tokens merged before the projector).
         compact: number the kept tokens 0, 1, 2 ... instead of keeping their positions.
+        inside: layer -> [B, L] bool, what of the prompt is left of it from that layer on.
+        renumber: number what is left there 0, 1, 2 ...
     """
+    if _WHERE and inside is None:
+        inside, keep, compact, renumber = {_WHERE[-1]: keep}, torch.ones_like(keep), False, compact
     length, steps = inputs["input_ids"].shape[1], tokens.shape[1]
     prompt = decoder_inputs(model, inputs)
     whole = decoder_inputs(model, extended(inputs, tokens[:, : steps - 1])) if steps > 1 else prompt
@@ -117,18 +137,101 @@ def logits(
                 x[slot] = rows[sample, slot]
         given = {name: value[:, at] if _is_sequence(value, valid.shape[1]) else value for name, value in given.items()}
         positions = torch.arange(len(at)) if compact else positions[..., at]
-        out = text_decoder(model)(
-            **{
-                **given,
-                "inputs_embeds": x[None, at],
-                "position_ids": positions[:, None] if positions.ndim == 2 else positions[None],
-                "attention_mask": _mask(prompt["attention_mask"], b, at, length, text_decoder(model).config),
-                "use_cache": False,
-                **({"logits_to_keep": 0} if "logits_to_keep" in given else {}),
-            }
-        )
+        later = {
+            layer: torch.cat([left[b], left.new_ones(steps - 1)])[at].nonzero()[:, 0]
+            for layer, left in (inside or {}).items()
+        }
+        with _dropping(text_decoder(model), len(at), later, renumber, prompt=int((at < length).sum())):
+            out = text_decoder(model)(
+                **{
+                    **given,
+                    "inputs_embeds": x[None, at],
+                    "position_ids": positions[:, None] if positions.ndim == 2 else positions[None],
+                    "attention_mask": _mask(prompt["attention_mask"], b, at, length, text_decoder(model).config),
+                    "use_cache": False,
+                    **({"logits_to_keep": 0} if "logits_to_keep" in given else {}),
+                }
+            )
         answers.append(head(model)(out.last_hidden_state)[0, -steps:])
     return torch.stack(answers)
+
+
+@contextmanager
+def _dropping(decoder: Any, length: int, left: dict[int, Tensor], renumber: bool, *, prompt: int):
+    """Layers that read only some of the one prompt's positions, without padding or cache.
+
+    Args:
+        left: layer -> [n] long, positions among all `length` that it and those behind it read.
+        prompt: how many of all are the prompt; windows of the answer count what is left.
+    """
+    hooks, added = [], getattr(decoder, "_deepstack_process", None)
+    now = [torch.arange(length)]
+
+    def before(i, module, args, kwargs):
+        names = list(kwargs)
+        values = [*args, *kwargs.values()]
+        at_start = names.index("hidden_states") + len(args) if "hidden_states" in names else 0
+        hidden = values[at_start]
+        if i in left:
+            place = (now[0][None] == left[i][:, None]).nonzero()[:, 1]
+            hidden = hidden.index_select(hidden.ndim - 2 if hidden.shape[1] != len(now[0]) else 1, place)
+            now[0] = left[i]
+        values = [_some(value, now[0], length) for value in values]
+        values[at_start] = hidden
+        kwargs = dict(zip(names, values[len(args) :], strict=True))
+        kinds = getattr(decoder.config, "layer_types", None)
+        local = kinds and kinds[i] in ("sliding_attention", "chunked_attention")
+        if local and isinstance(kwargs.get("attention_mask"), Tensor):
+            answer = (now[0] >= prompt)[None, None, :, None]
+            n = torch.arange(len(now[0]))
+            seen = n[:, None] - n >= 0
+            if kinds[i] == "sliding_attention":
+                seen &= n[:, None] - n < decoder.config.sliding_window
+            else:
+                chunk = n // decoder.config.attention_chunk_size
+                seen &= chunk[:, None] == chunk
+            if (mask := kwargs["attention_mask"]).dtype != torch.bool:
+                seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+            kwargs["attention_mask"] = torch.where(answer, seen, mask)
+        if renumber and kwargs.get("position_embeddings") is not None and len(now[0]) < length:
+            kind = (
+                [decoder.config.layer_types[i]]
+                if "layer_type" in str(inspect.signature(decoder.rotary_emb.forward))
+                else []
+            )
+            kwargs["position_embeddings"] = decoder.rotary_emb(hidden, torch.arange(len(now[0]))[None], *kind)
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = torch.arange(len(now[0]))[None]
+        return tuple(values[: len(args)]), kwargs
+
+    def add(hidden, visual, rows):
+        kept = visual[0, now[0]]
+        places = visual[0].nonzero()[:, 0]
+        return added(hidden, kept[None], rows[(places[:, None] == now[0][None]).any(1)])
+
+    try:
+        if left:
+            for i, layer in enumerate(decoder.layers):
+                hook = partial(before, i)
+                hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            if added is not None:
+                decoder._deepstack_process = add
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        vars(decoder).pop("_deepstack_process", None)
+
+
+def _some(value: Any, at: Tensor, length: int) -> Any:
+    """Of anything a layer is given, the positions `at` along every dimension of the whole length."""
+    if isinstance(value, tuple):
+        return tuple(_some(one, at, length) for one in value)
+    if isinstance(value, Tensor):
+        for dim in range(1, value.ndim):
+            if value.shape[dim] == length:
+                value = value.index_select(dim, at)
+    return value
 
 
 def _is_sequence(value: Any, length: int) -> bool:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # folder in the checkout -> package once installed
 PACKAGES = {"tokenprune": "tokenprune", "adapters": "tokenprune.adapters", "eval": "tokenprune.eval", "demos": "demos"}
-LEAVES = ["errors", "budget", "projection", "tokens", "registry", "report"]
+LEAVES = ["errors", "budget", "projection", "tokens", "layers", "registry", "report"]
 LIBRARY = [*LEAVES, "ops", "policies", "adapters", "stages", "wrap", ""]
 # part of the library ("" is its __init__) -> parts it may import
 MAY_IMPORT = {
@@ -19,11 +19,14 @@ MAY_IMPORT = {
     "stages": [*LEAVES, "ops", "policies", "adapters", "stages"],
     "wrap": [*LEAVES, "ops", "policies", "adapters", "stages", "wrap"],
     "": LIBRARY,
-    "cli": [*LIBRARY, "cli"],
+    "calibrate": [*LIBRARY, "calibrate"],
+    "command": [*LIBRARY, "command"],
+    "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],
+    "cli": [*LIBRARY, "command", "train_cli", "cli"],
     "eval": [*LIBRARY, "eval"],
     "demos": ["", "cli", "eval"],  # the public face only
 }
-TRANSFORMERS = {"adapters", "stages", "cli", "eval", "demos"}
+TRANSFORMERS = {"adapters", "stages", "command", "eval", "demos"}
 
 SOURCES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 LIBRARY_SOURCES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("tokenprune", "adapters")]

@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from tokenprune import cli
+from tokenprune import cli, command
 from tokenprune.errors import InputError, InvalidArgumentError, UnsupportedModelError
 from tokenprune.registry import list_policies
 
@@ -209,13 +209,13 @@ class Processor:
 
 
 def test_a_prompt_gets_its_placeholders():
-    assert cli.with_images(Processor(), "why?", 2) == "<image><image>\nwhy?"
-    assert cli.with_images(Processor(), "<image> why?", 1) == "<image> why?"
-    assert cli.with_images(Processor(chat_template="{}"), "why?", 2) == "user:<image><image>why?"
+    assert command.with_images(Processor(), "why?", 2) == "<image><image>\nwhy?"
+    assert command.with_images(Processor(), "<image> why?", 1) == "<image> why?"
+    assert command.with_images(Processor(chat_template="{}"), "why?", 2) == "user:<image><image>why?"
     with pytest.raises(InputError, match="1 times '<image>' for 2 images"):
-        cli.with_images(Processor(), "<image> why?", 2)
+        command.with_images(Processor(), "<image> why?", 2)
     with pytest.raises(UnsupportedModelError, match="neither a chat template nor an image token"):
-        cli.with_images(Processor(image_token=None), "why?", 1)
+        command.with_images(Processor(image_token=None), "why?", 1)
 
 
 def test_numbers_and_assignments():

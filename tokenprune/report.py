@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -25,17 +26,18 @@ class DecoderShape:
     key_value: int
     dtype_bytes: int
 
-    def flops(self, n: int) -> int:
-        """Estimated prefill FLOPs of n tokens: 2 T (2 n d q + 2 n d kv + 2 n^2 q + 3 n d m).
+    def flops(self, n: int, layers: int | None = None) -> int:
+        """Estimated prefill FLOPs of n tokens in T layers (None: all): 2 T (2 n d q + 2 n d kv + 2 n^2 q + 3 n d m).
 
         With q = kv = d this is 2 T (4 n d^2 + 2 n^2 d + 3 n d m), the formula of the CDPruner paper.
         """
         d, m, q, kv = self.hidden, self.intermediate, self.query, self.key_value
-        return 2 * self.layers * (2 * n * d * q + 2 * n * d * kv + 2 * n * n * q + 3 * n * d * m)
+        layers = self.layers if layers is None else layers
+        return 2 * layers * (2 * n * d * q + 2 * n * d * kv + 2 * n * n * q + 3 * n * d * m)
 
-    def kv_bytes(self, n: int) -> int:
+    def kv_bytes(self, n: int, layers: int | None = None) -> int:
         """Bytes of the key-value cache of n tokens."""
-        return 2 * self.layers * n * self.key_value * self.dtype_bytes
+        return 2 * (self.layers if layers is None else layers) * n * self.key_value * self.dtype_bytes
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,30 @@ class UnitReport:
 
 
 @dataclass(frozen=True)
+class EventReport:
+    """What happened in front of one layer of the language model.
+
+    Attributes:
+        policy: by name.
+        layer: that no longer sees the tokens that left.
+        scored: layer whose attention they were scored by, None where by none.
+        kept: visual tokens behind it, over all samples.
+        lengths: per sample, tokens of the sequence behind it, padding left out.
+        event_ms: time of scores and selection, if `wrap(..., timing=True)`.
+        saved_ms: what the layers behind it took less than they would have, taking each for as slow as those before it
+            were on average; if timed. Both are of this one forward: repeat it, the first is slow for other reasons.
+    """
+
+    policy: str
+    layer: int
+    scored: int | None
+    kept: int
+    lengths: list[int]
+    event_ms: float | None = None
+    saved_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """What the last forward that saw visual tokens did; `str(report)` is a table.
 
@@ -72,7 +98,9 @@ class Report:
         policy: the policy or policies, as text.
         stage, positions: where the tokens left and which position ids the survivors have.
         units: one entry per unit; empty if no forward saw visual tokens yet.
-        lengths: per sample (dense, pruned) length of the sequence in the language model, padding left out.
+        lengths: per sample (dense, pruned) length of the sequence as the language model's first layer reads it, padding
+            left out.
+        events: what happened inside the language model, in order.
         selection_ms: time the selection took, if `wrap(..., timing=True)`; None otherwise.
         shape: sizes of the decoder, None where its config does not name them.
     """
@@ -82,6 +110,7 @@ class Report:
     positions: str
     units: list[UnitReport] = field(default_factory=list)
     lengths: list[tuple[int, int]] = field(default_factory=list)
+    events: list[EventReport] = field(default_factory=list)
     selection_ms: float | None = None
     shape: DecoderShape | None = None
 
@@ -99,12 +128,19 @@ class Report:
         """Estimated prefill FLOPs and KV-cache bytes over all samples, dense and pruned; None without `shape`."""
         if self.shape is None:
             return None
+        dense = [[(before, self.shape.layers)] for before, _ in self.lengths]
+        pruned = [self._stretches(i) for i in range(len(self.lengths))]
         return {
-            "prefill_flops_dense": sum(self.shape.flops(dense) for dense, _ in self.lengths),
-            "prefill_flops_pruned": sum(self.shape.flops(pruned) for _, pruned in self.lengths),
-            "kv_bytes_dense": sum(self.shape.kv_bytes(dense) for dense, _ in self.lengths),
-            "kv_bytes_pruned": sum(self.shape.kv_bytes(pruned) for _, pruned in self.lengths),
+            f"{what}_{how}": sum(of(n, layers) for sample in samples for n, layers in sample)
+            for what, of in (("prefill_flops", self.shape.flops), ("kv_bytes", self.shape.kv_bytes))
+            for how, samples in (("dense", dense), ("pruned", pruned))
         }
+
+    def _stretches(self, sample: int) -> list[tuple[int, int]]:
+        """(tokens, number of layers that read so many) of one sample."""
+        at = [0, *(event.layer for event in self.events), self.shape.layers]
+        lengths = [self.lengths[sample][1], *(event.lengths[sample] for event in self.events)]
+        return [(n, end - start) for n, (start, end) in zip(lengths, pairwise(at), strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and strings: ready for JSON."""
@@ -127,6 +163,7 @@ class Report:
                 for unit in self.units
             ],
             "lengths": self.lengths,
+            "events": [asdict(event) for event in self.events],
             "selection_ms": self.selection_ms,
             "cost": self.cost(),
         }
@@ -143,6 +180,7 @@ class Report:
                 f"  sample {unit.sample}  {unit.kind} {unit.unit}  kept {unit.kept}/{unit.total} ({share:.1f} %){grid}"
             )
         lines += [f"  sample {i}  sequence {dense} -> {pruned}" for i, (dense, pruned) in enumerate(self.lengths)]
+        lines += [_event_line(event, self.total) for event in self.events]
         if (cost := self.cost()) is not None:
             lines.append(
                 f"  estimated prefill {_si(cost['prefill_flops_dense'])}FLOP -> "
@@ -152,6 +190,15 @@ class Report:
         if self.selection_ms is not None:
             lines.append(f"  selection {self.selection_ms:.2f} ms")
         return "\n".join(lines)
+
+
+def _event_line(event: EventReport, total: int) -> str:
+    scored = "" if event.scored is None else f" by the attention of layer {event.scored}"
+    line = f"  layer {event.layer}  {event.policy} kept {event.kept}/{total}{scored}"
+    if event.event_ms is None:
+        return line
+    verdict = "" if event.saved_ms > event.event_ms else ": costs more than it saves on this shape"
+    return f"{line}, took {event.event_ms:.2f} ms, saved about {event.saved_ms:.2f} ms{verdict}"
 
 
 def _si(value: float) -> str:

@@ -13,12 +13,13 @@ from .adapters import lookup, supported
 from .budget import Unit, Whole
 from .errors import AlreadyWrappedError, InvalidArgumentError, UnsupportedPolicyError, nearest
 from .policies import Policy, ProjectorPolicy
+from .policies.layer import LayerPolicy
 from .registry import get_policy
 from .report import Report
 from .stages.hook import Hook
 from .stages.parts import Parts, find_parts
 from .stages.positions import NO_COMPACT
-from .stages.projector import Options, ProjectorStage
+from .stages.runtime import Options, Stages
 from .tokens import looks_inside
 
 POSITIONS = ("original", "compact")
@@ -32,9 +33,11 @@ class Handle:
         enabled: set to False to run dense for a while; caches pruned before stay usable.
         instruction: what query-aware policies take for the question, instead of the whole text of the prompt: a
             string, one string per sample, or None. As embeddings it is used only if `tokenizer` was given.
+        image_sizes: (width, height) of the pictures of the batch before the processor, in order, for `debiased` with
+            padding; None where not known.
     """
 
-    def __init__(self, stage: ProjectorStage):
+    def __init__(self, stage: Stages):
         self._stage = stage
 
     @property
@@ -54,8 +57,16 @@ class Handle:
         self._stage.prompts.instruction = value
 
     @property
+    def image_sizes(self) -> list[tuple[int, int]] | None:
+        return self._stage.image_sizes
+
+    @image_sizes.setter
+    def image_sizes(self, value: list[tuple[int, int]] | None) -> None:
+        self._stage.image_sizes = value
+
+    @property
     def policies(self) -> list[Policy]:
-        return list(self._stage.policies)
+        return list(self._stage.every_policy)
 
     def report(self) -> Report:
         """What the last forward with visual tokens did: kept/total per unit, where, and what it saved."""
@@ -75,7 +86,7 @@ class Handle:
 
     def __repr__(self) -> str:
         state = "removed" if not self._stage.life.alive else "on" if self.enabled else "off"
-        policies = " + ".join(map(repr, self._stage.policies))
+        policies = " + ".join(map(repr, self._stage.every_policy))
         return f"Handle({type(self._stage.parts.model).__name__}, {policies}, {state})"
 
 
@@ -86,7 +97,7 @@ def wrap(
     keep: int | float | None = None,
     per: Unit | None = None,
     of: Whole | None = None,
-    positions: str = "original",
+    positions: str | None = None,
     logits: str = "kept",
     drop_empty_rows: bool = False,
     tokenizer: Any = None,
@@ -96,14 +107,15 @@ def wrap(
 
     Args:
         model: a loaded transformers vision-language model. Its attention implementation stays as it is.
-        policy: a registered name (`tokenprune.list_policies()`), a policy, or a list of them, applied in order.
+        policy: a registered name (`tokenprune.list_policies()`), a policy, or a list of them, applied in order;
+            those in front of the language model before those inside of it.
         keep: budget of the policies that have none of their own: an int (tokens) or a float in (0, 1] (share).
-        per: unit the budget is counted over: "image" (the default), "crop", "frame" or "prompt". All policies of one
-            stage share it.
+        per: unit the budget is counted over: "image" (the default), "crop", "frame" or "prompt". All policies share it.
         of: "image" or "prompt" where `keep` is meant of a whole image (video) or prompt and is split over its units
             by size: `keep=640, per="crop", of="image"` keeps 640 tokens of an image, chosen crop by crop.
-        positions: "original" (kept tokens keep their position ids; the default) or "compact" (renumbered without
-            gaps; 1-D positions only).
+        positions: "original" (kept tokens keep their position ids) or "compact" (renumbered without gaps; 1-D positions
+            only), for all policies. None: as each policy's paper has it, "original" in front of the language model and
+            for time, row and column positions.
         logits: "kept" (a forward answers one row per token left; the default) or "full" (as many rows as the prompt
             has: a removed position repeats the last kept one before it). With `labels` they are full in any case.
         drop_empty_rows: newline and row-break tokens leave with the last token of their line; by default they stay.
@@ -125,7 +137,7 @@ def wrap(
     """
     policies = _policies(policy, keep, per, of)
     for name, value, allowed in (("positions", positions, POSITIONS), ("logits", logits, LOGITS)):
-        if value not in allowed:
+        if value not in allowed and not (name == "positions" and value is None):
             raise InvalidArgumentError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}.")
     parts = find_parts(model, lookup, supported())
     _check_free(parts)
@@ -133,13 +145,20 @@ def wrap(
     options = Options(
         positions=positions, logits=logits, drop_empty_rows=drop_empty_rows, tokenizer=tokenizer, timing=timing
     )
-    stage = ProjectorStage(parts=parts, policies=policies, options=options)
+    stage = Stages(
+        parts=parts,
+        policies=[one for one in policies if isinstance(one, ProjectorPolicy)],
+        layer_policies=[one for one in policies if isinstance(one, LayerPolicy)],
+        options=options,
+    )
     stage.install()
     _forget_compiled_code()
     return Handle(stage)
 
 
-def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole | None) -> list[ProjectorPolicy]:
+def _policies(
+    policy: Any, keep: int | float | None, per: Unit | None, of: Whole | None
+) -> list[ProjectorPolicy | LayerPolicy]:
     """Policies with their budgets filled in; the caller's objects are left alone."""
     several = [policy] if isinstance(policy, (str, Policy)) else policy
     if not isinstance(several, Sequence) or not several:
@@ -152,7 +171,7 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
             one = get_policy(one)()
         if isinstance(one, type) or not isinstance(one, Policy):
             raise InvalidArgumentError(f"policy={one!r} is no policy: give a registered name or a policy object.")
-        if not isinstance(one, ProjectorPolicy):
+        if not isinstance(one, (ProjectorPolicy, LayerPolicy)):
             raise InvalidArgumentError(
                 f"policy={one.name!r} works at stage {one.stage!r}, where wrap has no part: see `tokenprune show "
                 f"{one.name}` for how to use it."
@@ -163,7 +182,7 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
                     f"keep={keep!r} is given twice, the policy has keep={one.keep!r} of its own: drop one of them."
                 )
             one = replace(one, keep=keep)
-        if one.keep is None:
+        if one.keep is None and not getattr(one, "budgeted", False):
             raise InvalidArgumentError(
                 f"keep=None leaves {one.name!r} without a budget: give wrap(..., keep=...), an int (tokens) or a float "
                 "in (0, 1] (share)."
@@ -173,7 +192,7 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
     units = {one.per for one in made}
     if len(units) > 1:
         raise InvalidArgumentError(
-            f"per={' and '.join(map(repr, sorted(units)))} differ between policies of one stage: give them the same."
+            f"per={' and '.join(map(repr, sorted(units)))} differ between policies of one call: give them the same."
         )
     return made
 
@@ -195,7 +214,7 @@ def _check_free(parts: Parts) -> None:
         frame = frame.f_back
 
 
-def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) -> None:
+def _check_needs(policies: list[ProjectorPolicy | LayerPolicy], parts: Parts, positions: str | None) -> None:
     """What can be known before the first forward."""
     for one in policies:
         if looks_inside(one.needs) and parts.adapter.patches is None:
@@ -209,8 +228,7 @@ def _check_needs(policies: list[ProjectorPolicy], parts: Parts, positions: str) 
                 f"policy={one.name!r} calls the projector of single tokens, and that of {parts.adapter.model_type!r} "
                 "makes tokens of more than their own patches: use a policy that reads projected features."
             )
-    rope = getattr(parts.decoder.config, "rope_parameters", None) or {}
-    if positions == "compact" and "mrope_section" in rope:
+    if positions == "compact" and parts.several_axes:
         raise InvalidArgumentError(NO_COMPACT.format(family=parts.adapter.model_type))
 
 

@@ -1,7 +1,5 @@
 """What holds for every policy on the list."""
 
-import weakref
-
 import pytest
 import torch
 from default_policies import (
@@ -19,9 +17,8 @@ from default_policies import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from tests.allocations import MIB, Allocations
 from tokenprune import registry
 from tokenprune.ops import nearest_other, unit_norm
 from tokenprune.tokens import Tap
@@ -78,12 +75,12 @@ def check(selection, g, n, k):
 
 
 def test_the_list_holds_every_registered_policy():
-    """But those that prune before there are tokens: policies of the stage "processor" see pixels only."""
+    """But those of other stages: "processor" sees pixels only, and "layer" has a list of its own."""
     stages = {name: registry.get_policy(name).stage for name in registry.list_policies()}
     assert {factory().name for factory in POLICIES.values()} == {
-        name for name, stage in stages.items() if stage != "processor"
+        name for name, stage in stages.items() if stage == "projector"
     }
-    assert set(stages.values()) <= {"projector", "processor"}
+    assert set(stages.values()) <= {"projector", "processor", "layer"}
     assert set(BY_PLACE) <= set(POLICIES)
 
 
@@ -285,35 +282,6 @@ def test_what_is_said_to_go_by_place_does(name):
     pytest.fail(f"{name!r} answered every order alike: take it off BY_PLACE.")
 
 
-class Allocations(TorchDispatchMode):
-    """Bytes of new storage alive inside the block: `largest` single one, `peak` of all together."""
-
-    def __enter__(self):
-        self.largest = self.alive = self.peak = 0
-        self.known = {}
-        return super().__enter__()
-
-    def _free(self, key, size):
-        self.alive -= size
-        del self.known[key]
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        old = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for x in tree_leaves(out):
-            if not isinstance(x, torch.Tensor):
-                continue
-            storage = x.untyped_storage()
-            if id(storage) in old or id(storage) in self.known:
-                continue
-            size = storage.nbytes()
-            self.known[id(storage)] = weakref.finalize(storage, self._free, id(storage), size)
-            self.alive += size
-            self.largest, self.peak = max(self.largest, size), max(self.peak, self.alive)
-        return out
-
-
-MIB = 2**20
 # Policies that work on blocks of 64 MiB: of similarities, or of moved features
 BLOCKED = ("divprune", "zooprune")
 

@@ -37,6 +37,11 @@ def flash_rules(module, query, key, value, attention_mask, scaling=None, positio
 
 
 @pytest.fixture
+def every_third(every_third_somewhere):
+    return every_third_somewhere
+
+
+@pytest.fixture
 def model():
     AttentionInterface.register(NAME, flash_rules)
     AttentionMaskInterface.register(NAME, flash_attention_mask)

@@ -7,11 +7,12 @@ was, for this object alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import StaleCacheError, UnsupportedModelError
 
@@ -20,6 +21,41 @@ class Life:
     """Shared by a stage and the caches it pruned: False once the handle is removed."""
 
     alive = True
+
+
+@dataclass
+class LayerState:
+    """What pruning inside the language model did to the cache of the layers behind one drop.
+
+    Attributes:
+        valid: [B, P] bool, their slots at the last cut.
+        covered: slots of the first layer that these stand for.
+        all_valid: host copy of `valid.all()`.
+        shift: [B] long, how much lower positions are numbered there than in the first layer; None for as there.
+    """
+
+    valid: Tensor
+    covered: int
+    all_valid: bool
+    shift: Tensor | None = None
+
+    def length(self, past: int) -> int:
+        """Slots filled where the first layer has `past`: what came since, or was cropped, is the same in all layers."""
+        return self.valid.shape[1] + past - self.covered
+
+    def mask(self, mask: Tensor | None, past: int, new: int) -> Tensor | None:
+        """[B, length + new] over their slots, or None if all are valid.
+
+        Args:
+            mask: [B, past + new] over slots of the first layer, None where all are valid.
+            past, new: slots filled in the first layer, and tokens of this call.
+        """
+        if mask is None and self.all_valid:
+            return None
+        before = self.valid[:, : self.length(past)]
+        if mask is None:
+            return torch.cat([before, before.new_ones(before.shape[0], self.length(past) + new - before.shape[1])], 1)
+        return torch.cat([before, mask[:, min(self.covered, past) :].to(before.device).bool()], 1)
 
 
 @dataclass
@@ -32,6 +68,7 @@ class CacheState:
         removed: logical minus physical length, one number for the batch since both are left-padded.
         all_valid: host copy of `valid.all()`.
         shift: [B] long, original minus compact position of the next token; None for original positions.
+        layers: first layer behind a drop inside the language model -> state of the caches from there on.
     """
 
     life: Life
@@ -39,6 +76,7 @@ class CacheState:
     removed: int
     all_valid: bool
     shift: Tensor | None = None
+    layers: dict[int, LayerState] = field(default_factory=dict)
 
     @property
     def logical(self) -> int:
@@ -48,8 +86,16 @@ class CacheState:
     def per_row(self, function) -> None:
         """Apply a change of the batch (repeat, select, reorder) to everything kept per row."""
         self.valid = function(self.valid)
-        if self.shift is not None:
-            self.shift = function(self.shift)
+        for state in (self, *self.layers.values()):
+            if state.shift is not None:
+                state.shift = function(state.shift)
+        for state in self.layers.values():
+            state.valid = function(state.valid)
+
+    def behind(self, layer: int) -> LayerState | None:
+        """Of the last drop in front of a layer or at it; None where none is."""
+        drops = [drop for drop in self.layers if drop <= layer]
+        return self.layers[max(drops)] if drops else None
 
     def valid_slots(self, past: int, new: int = 0) -> Tensor:
         """[B, past + new] bool: `valid` as far as the cache is filled (less after a crop), True for what came later."""
@@ -79,9 +125,16 @@ class PrunedCacheMixin:
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         """Logical length without a layer, physical length of a layer."""
-        length = super().get_seq_length(0 if layer_idx is None else layer_idx)
-        state = self._tokenprune
-        return length + state.removed if layer_idx is None and state is not None else length
+        if layer_idx is not None or self._tokenprune is None:
+            return super().get_seq_length(layer_idx or 0)
+        return self.front_length() + self._tokenprune.removed
+
+    def front_length(self) -> int:
+        """Slots filled in the first layer, also where that one has none (recurrence) and the first that has is cut."""
+        length = super().get_seq_length(0)
+        counted = next((i for i, layer in enumerate(self.layers) if isinstance(layer, CacheLayerMixin)), 0)
+        behind = None if self._tokenprune is None else self._tokenprune.behind(counted)
+        return length if behind is None else behind.covered + length - behind.valid.shape[1]
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return super().get_seq_length(layer_idx)
@@ -136,4 +189,6 @@ def attach(cache: Any, state: CacheState) -> None:
 
 def physical_length(cache: Any) -> int:
     """Slots filled so far; 0 for None and for a cache that was never used."""
+    if isinstance(cache, PrunedCacheMixin):
+        return int(cache.front_length())
     return 0 if cache is None else int(cache.get_query_offset())

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from .cache import CacheState, Life, attach, physical_length, state_of
+from .cache import CacheState, LayerState, Life, attach, physical_length, state_of
 from .gather import Cut, is_prepared
+from .layer_call import LayerCall
 from .positions import two_dimensional
 
 
@@ -120,4 +121,27 @@ def remember(
     # A row of the mask that is 0 inside the segment (right padding) stays 0.
     valid = torch.cat([before, cut.valid & cut.take(real, 1)], 1)
     removed = cut.removed + (0 if state is None else state.removed)
-    attach(cache, CacheState(life, valid, removed, all_valid or bool(valid.all()), shift))
+    layers = {} if state is None else state.layers
+    attach(cache, CacheState(life, valid, removed, all_valid or bool(valid.all()), shift, layers))
+
+
+def remember_layers(cache: Any, call: LayerCall, drops: list[int]) -> None:
+    """Tell a cache, which knows of this call already, what its layers behind every drop hold.
+
+    Args:
+        drops: all layers that tokens may leave, ascending.
+    """
+    state, past, current = state_of(cache), call.past, None
+    earlier, made = state.valid[:, :past], {}
+    for drop in drops:
+        current = call.drops.get(drop, current)
+        if current is None:  # nothing left this call up to here, so what came is the same as in the first layer
+            continue
+        old = state.behind(drop)
+        before = earlier if old is None else old.mask(earlier, past, 0)
+        valid = torch.cat([before, current.real.to(before.device)], 1)
+        shift = None if old is None else old.shift
+        if current.positions is not None:
+            shift = (call.positions[:, -1] - current.positions[:, -1]).to(valid.device)
+        made[drop] = LayerState(valid, state.valid.shape[1], bool(valid.all()), shift)
+    state.layers.update(made)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ..tokens import Selection
+from .gather import Cut
 
 MASKS = ("visual_pos_masks", "vision_mask")
 
@@ -73,3 +76,60 @@ class DeepStack:
         kept = keep[self.visual.to(keep.device)]
         short = {layer: rows[kept.to(rows.device)] for layer, rows in self.rows.items()}
         return short if isinstance(kwargs[self.name], dict) else list(short.values())
+
+
+ADDS = "_deepstack_process"  # the decoders' method: (hidden states, visual positions, rows of one layer)
+
+
+class LayerDeepStack:
+    """DeepStack rows of layers that read a shorter sequence than the decoder's input.
+
+    Args:
+        deepstack: of the decoder's input.
+        given: the decoder's argument.
+
+    """
+
+    def __init__(self, deepstack: DeepStack, given: Any):
+        self._deepstack = deepstack
+        rows = given if isinstance(given, dict) else dict(enumerate(given))
+        self._layer = {id(values): layer for layer, values in rows.items()}
+
+    @staticmethod
+    def check(decoder: nn.Module, deepstack: DeepStack, drop: int) -> None:
+        """Whether rows that are added behind layer `drop` and later can be shortened.
+
+        Raises:
+            UnsupportedModelError: the decoder adds them where nothing can be changed.
+        """
+        last = max(deepstack.rows)
+        if drop <= last and not hasattr(decoder, ADDS):
+            raise UnsupportedModelError(
+                f"visual tokens are to leave layer {drop}, and {type(decoder).__name__} adds visual features to all of "
+                f"them up to layer {last}: drop from layer {last + 1} on."
+            )
+
+    @staticmethod
+    def install(decoder: nn.Module, rows_of: Callable[[], tuple[LayerDeepStack, Cut] | None]) -> Callable[[], None]:
+        """Override the decoder's method on this instance. Returns what undoes it."""
+        add = getattr(decoder, ADDS, None)
+        if add is None:
+            return lambda: None
+
+        def shortened(hidden: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
+            now = rows_of()
+            return add(hidden, visual, rows) if now is None else add(hidden, *now[0].shorten(rows, now[1]))
+
+        setattr(decoder, ADDS, shortened)
+        return lambda: vars(decoder).pop(ADDS, None)
+
+    def merge(self, sample: Tensor, slots: Tensor, selection: Selection) -> None:
+        """As `DeepStack.merge`, with positions of the decoder's input."""
+        self._deepstack.merge(sample, slots, selection)
+
+    def shorten(self, rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+        """Visual positions [B, L'] and the rows of one layer, for what is left."""
+        visual = self._deepstack.visual
+        values = self._deepstack.rows[self._layer[id(rows)]]
+        kept = cut.keep.to(visual.device)[visual]
+        return cut.take(visual, 1) & cut.valid.to(visual.device), values[kept.to(values.device)]

@@ -42,9 +42,26 @@ class Cut:
         valid = index >= 0
         return cls(index=index.clamp_min(0), valid=valid, keep=keep, ragged=not bool(valid.all()))
 
+    @classmethod
+    def whole(cls, keep: Tensor) -> Cut:
+        """Nothing leaves a segment of the shape of `keep` [B, L]."""
+        index = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
+        return cls(index=index, valid=torch.ones_like(keep), keep=torch.ones_like(keep), ragged=False)
+
+    def then(self, other: Cut) -> Cut:
+        """This cut, and another of what it left."""
+        index = self.index.gather(1, other.index)
+        keep = torch.zeros_like(self.keep, dtype=torch.long).scatter_add(1, index, other.valid.long()) > 0
+        return Cut(index=index, valid=other.valid, keep=keep, ragged=other.ragged)
+
     @property
     def length(self) -> int:
         return self.keep.shape[1]
+
+    @property
+    def moved(self) -> Tensor:
+        """[B, L] long, where each position that stays is afterwards; anything for the others."""
+        return self.keep.long().cumsum(1) - 1 + (self.index.shape[1] - self.keep.sum(1, keepdim=True))
 
     @property
     def removed(self) -> int:
@@ -94,8 +111,7 @@ class Cut:
 
     def restore(self, x: Tensor) -> Tensor:
         """[B, L, ...] from [B, L', ...]: where a position left, the row of the last kept one before it."""
-        last = self.keep.long().cumsum(1) - 1 + (self.index.shape[1] - self.keep.sum(1, keepdim=True))
-        last = last.clamp_min(0).to(x.device)
+        last = self.moved.clamp_min(0).to(x.device)
         return x.gather(1, last.view(*last.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
 
@@ -144,6 +160,11 @@ def shorten_inputs(
         mask = torch.cat([cut.valid.new_ones(batch, past), cut.valid], 1).long()
     short["attention_mask"] = mask
     return short
+
+
+def shorten_layer_mask(mask: Any, kind: str, cut: Cut, *, flash: bool) -> Tensor | None:
+    """The mask of a layer of a certain type, in a call that continues no cache."""
+    return _stand_in(kind, cut, 0, flash=flash) if mask is None else _shorten_mask(mask, cut)
 
 
 def _stand_in(kind: str, cut: Cut, past: int, *, flash: bool) -> Tensor | None:

@@ -42,6 +42,16 @@ class Parts:
         names = (f"{modality}_token_id", f"{modality}_token_index", f"{modality}_patch_id")
         return next((token for name in names if (token := getattr(self.config, name, None)) is not None), None)
 
+    @property
+    def attention(self) -> str:
+        """Name of the decoder's attention implementation."""
+        return str(self.decoder.config._attn_implementation)
+
+    @property
+    def several_axes(self) -> bool:
+        """Position ids count time, rows and columns apart."""
+        return "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
+
     def decoder_shape(self) -> DecoderShape | None:
         """Sizes for cost estimates, None where the decoder's config does not name them."""
         config = self.decoder.config
@@ -104,6 +114,8 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
     entries = (model,) if given is model else (given, model)
     decoder = model.get_decoder()
     decoder = getattr(decoder, "base_model", decoder)  # of a causal language model, what is below its head
+    if not hasattr(decoder, "layers"):  # llama4's is not where its prefix says
+        decoder = getattr(decoder, "model", decoder)
     return Parts(model=model, entries=entries, outer=outer, decoder=decoder, adapter=adapter)
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..errors import InvalidFeaturesError, PolicyError, UnsupportedPolicyError
 from ..ops import image_extremes
-from ..policies import ProjectorPolicy
+from ..policies import Policy, ProjectorPolicy
 from ..tokens import Selection, Tap, VisualTokens, looks_inside
 from .deepstack import DeepStack
 from .projection import Projector
 from .prompt import Prompt
-from .units import UnitState
+from .units import UnitState, grouped
 
 
 def counts(policy: ProjectorPolicy, units: list[UnitState]) -> list[int]:
@@ -23,11 +23,8 @@ def counts(policy: ProjectorPolicy, units: list[UnitState]) -> list[int]:
     budget = policy.budget
     if budget.of is None:
         return [budget.count(len(unit.slots)) for unit in units]
-    groups: dict[Any, list[int]] = {}
-    for i, unit in enumerate(units):
-        groups.setdefault(unit.sample if budget.of == "prompt" else (unit.sample, unit.image), []).append(i)
     result = [0] * len(units)
-    for group in groups.values():
+    for group in grouped(units, budget.of):
         for i, k in zip(group, budget.split([len(units[i].slots) for i in group]), strict=True):
             result[i] = k
     return result
@@ -74,18 +71,13 @@ def apply_policies(policies: list[ProjectorPolicy], units: list[UnitState], x: T
         groups: dict[Any, list[UnitState]] = {}
         for i, (unit, k) in enumerate(zip(units, counts(policy, units), strict=True)):
             if k == 0:
-                _drop(unit)
+                unit.drop()
             elif k < len(unit.slots):
                 groups.setdefault((len(unit.slots), k, unit.grid, None if policy.exact else i), []).append(unit)
         shown = [_tokens(policy, group, x, around, check=number == 0) for group in groups.values()]
         for (_, k, *_), group, tokens in zip(groups, groups.values(), _rated(policy, shown), strict=True):
             x = _apply(policy, group, tokens, k, x, around)
     return x
-
-
-def _drop(unit: UnitState) -> None:
-    unit.slots, unit.place, unit.grid = unit.slots[:0], unit.place[:0], None
-    unit.source = torch.full_like(unit.source, -1)
 
 
 def _rated(policy: ProjectorPolicy, shown: list[VisualTokens]) -> list[VisualTokens]:
@@ -103,7 +95,7 @@ def _apply(
 ) -> Tensor:
     """One batched call of a policy on units of equal size."""
     selection = policy.select(tokens, k)
-    _check(policy, selection, tokens, k if policy.exact else None)
+    check(policy, selection, tokens.features, k if policy.exact else None)
     sample, slots, deepstack = *_places(group, x), around.deepstack
     merged = selection.features is not None
     if merged:
@@ -114,11 +106,7 @@ def _apply(
             deepstack.merge(sample, slots, selection)
     source = selection.source_map(slots.shape[1])
     for i, unit in enumerate(group):
-        kept = selection.indices[i]
-        unit.slots, unit.place, unit.grid = unit.slots[kept], unit.place[kept], None
-        unit.source = torch.where(unit.source >= 0, source[i][unit.source.clamp_min(0)], -1)
-        unit.merged |= merged
-        unit.inside = {need: values[kept.to(values.device)] for need, values in unit.inside.items()}
+        unit.narrow(selection.indices[i], source[i], merged=merged)
     return x
 
 
@@ -185,9 +173,16 @@ def _inside(
     return shown
 
 
-def _check(policy: ProjectorPolicy, selection: Any, tokens: VisualTokens, k: int | None) -> None:
-    """k: None where the policy may answer another number of tokens."""
-    (g, n), name = tokens.shape, policy.name or type(policy).__name__
+def check(policy: Policy, selection: Any, rows: Tensor, k: int | None) -> None:
+    """What a policy answered about units with rows [G, N, D].
+
+    Args:
+        k: None where the policy may answer another number of tokens.
+
+    Raises:
+        PolicyError: it is no selection.
+    """
+    (g, n, width), name = rows.shape, policy.name or type(policy).__name__
     indices = getattr(selection, "indices", None)
     if not isinstance(selection, Selection) or not isinstance(indices, Tensor) or indices.dtype != torch.long:
         raise PolicyError(
@@ -206,7 +201,7 @@ def _check(policy: ProjectorPolicy, selection: Any, tokens: VisualTokens, k: int
             f"policy {name!r} answered indices that are not distinct, ascending and inside 0..{n - 1}: sort them and "
             "drop repeats."
         )
-    shapes = {"features": (g, k, tokens.features.shape[2]), "source": (g, n), "sizes": (g, k), "weights": (g, n)}
+    shapes = {"features": (g, k, width), "source": (g, n), "sizes": (g, k), "weights": (g, n)}
     for part, shape in shapes.items():
         value = getattr(selection, part)
         if value is not None and value.shape != shape:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter, Features, Grid
-from ..budget import Unit
+from ..budget import Unit, Whole
 from ..errors import UnsupportedPolicyError
 from ..report import UnitReport
 from .visual import Item
@@ -52,6 +52,25 @@ class UnitState:
         self.place = self.source = torch.arange(len(self.slots), device=self.slots.device)
         self.full_grid, self.full_slots = self.grid, self.slots
 
+    def narrow(self, kept: Tensor, source: Tensor, *, merged: bool) -> None:
+        """Some tokens are left.
+
+        Args:
+            kept: [k] long, ascending places in `slots`.
+            source: [n] long, for every one of `slots` which of `kept` carries it, or -1.
+            merged: some carry others.
+        """
+        kept, source = kept.to(self.slots.device), source.to(self.slots.device)
+        self.slots, self.place, self.grid = self.slots[kept], self.place[kept], None
+        self.source = torch.where(self.source >= 0, source[self.source.clamp_min(0)], -1)
+        self.merged |= merged
+        self.inside = {need: values[kept.to(values.device)] for need, values in self.inside.items()}
+
+    def drop(self) -> None:
+        """No token is left."""
+        none = self.slots[:0]
+        self.narrow(none, torch.full_like(self.slots, -1), merged=False)
+
     def report(self) -> UnitReport:
         place, source = self.place.cpu(), self.source.cpu()
         return UnitReport(
@@ -65,6 +84,14 @@ class UnitState:
             source=source,
             slots=self.full_slots.cpu(),
         )
+
+
+def grouped(units: list[UnitState], of: Whole) -> list[list[int]]:
+    """Numbers of the units that share a budget "of" an image or a prompt."""
+    groups: dict[Any, list[int]] = {}
+    for i, unit in enumerate(units):
+        groups.setdefault(unit.sample if of == "prompt" else (unit.sample, unit.image), []).append(i)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)

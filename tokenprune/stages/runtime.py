@@ -1,4 +1,4 @@
-"""Stage `projector`: tokens leave after the projector and before the language model.
+"""The hooks of a wrapped model, and stage `projector`: tokens leave after the projector, before the language model.
 
 Hooks, none of which knows the family:
 
@@ -8,7 +8,7 @@ Hooks, none of which knows the family:
 - after the decoder and the outer module: remember the cut with a cache the decoder made; restore the length where it
   is asked for; prove that tokens went.
 
-`FeatureWatch` notes what the tower made.
+`FeatureWatch` notes what the tower made; `LayerStage` has the hooks inside the decoder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import inspect
 import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ from ..adapters import Features
 from ..errors import InputError, InvalidArgumentError, NotEngagedError, UnsupportedModelError
 from ..policies import ProjectorPolicy
 from ..policies.base import Need
-from ..report import Report
+from ..policies.layer import LayerPolicy
+from ..report import EventReport, Report
 from .cache import Life, physical_length, state_of
 from .continued import continue_cache, remember
+from .decoder import LayerStage
 from .deepstack import DeepStack
 from .features import FeatureWatch, known_features
 from .gather import Cut, shorten_inputs
@@ -51,12 +54,14 @@ class Outcome:
     Attributes:
         units: after the policies.
         lengths: [B, 2], tokens before and after, padding left out.
-        elapsed: milliseconds of the selection, None if not asked for.
+        elapsed: milliseconds of the selection in front of the decoder, None if not asked for.
+        events: what happened inside the decoder.
     """
 
     units: list[UnitState]
     lengths: Tensor
     elapsed: float | None
+    events: list[EventReport] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,33 +69,37 @@ class Options:
     """How a model is pruned, whatever the policy.
 
     Attributes:
-        positions: "original" (kept tokens keep their ids) or "compact" (renumbered without gaps).
+        positions: "original" (kept tokens keep their ids), "compact" (renumbered without gaps), or None for what each
+            policy does by itself.
         logits: "kept" (one row per token left) or "full" (the prompt's length).
         drop_empty_rows: newline and row-break tokens of lines without any kept token leave too.
         tokenizer: turns the prompt into the instruction's text, for policies that need it.
         timing: synchronise the device around the selection and report its time.
     """
 
-    positions: str = "original"
+    positions: str | None = None
     logits: str = "kept"
     drop_empty_rows: bool = False
     tokenizer: Any = None
     timing: bool = False
 
 
-class ProjectorStage:
+class Stages:
     """The hooks of one wrapped model.
 
     Args:
         parts: of the model.
-        policies: applied in order.
+        policies: of the stage in front of the decoder, applied in order.
+        layer_policies: of the stage inside.
         options: how.
     """
 
-    name = "projector"
-
-    def __init__(self, *, parts: Parts, policies: list[ProjectorPolicy], options: Options):
+    def __init__(
+        self, *, parts: Parts, policies: list[ProjectorPolicy], layer_policies: list[LayerPolicy], options: Options
+    ):
         self.parts, self.policies, self.options = parts, policies, options
+        self.layers = LayerStage(parts=parts, policies=layer_policies, positions=options.positions, clock=self._clock)
+        self.image_sizes: list[tuple[int, int]] | None = None
         self.prompts = PromptReader(parts.model, options.tokenizer)
         self.projector = Projector(parts)
         self.enabled = True
@@ -118,6 +127,7 @@ class ProjectorStage:
             add(parts.decoder.register_forward_pre_hook(Hook(self.before_decoder), with_kwargs=True))
             add(parts.decoder.register_forward_hook(Hook(self.after_decoder)))
             self.watch.install()
+            self.layers.install()
         except BaseException:
             self.remove()
             raise
@@ -125,6 +135,7 @@ class ProjectorStage:
     def remove(self) -> None:
         self.life.alive = False
         self.watch.remove()
+        self.layers.remove()
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -135,11 +146,26 @@ class ProjectorStage:
             known = {
                 "units": [unit.report() for unit in self._last.units],
                 "lengths": [(int(before), int(after)) for before, after in self._last.lengths],
+                "events": self._last.events,
                 "selection_ms": self._last.elapsed,
                 "shape": self.parts.decoder_shape(),
             }
-        text = " + ".join(f"{policy!r}" for policy in self.policies)
-        return Report(policy=text, stage=self.name, positions=self.options.positions, **known)
+        text = " + ".join(f"{policy!r}" for policy in self.every_policy)
+        return Report(policy=text, stage=self.name, positions=self._positions(), **known)
+
+    def _positions(self) -> str:
+        compact = {self.options.positions == "compact"} if self.policies else set()
+        compact |= {one.compact for one in self.layers.events}
+        return " + ".join(word for word, there in (("original", False), ("compact", True)) if there in compact)
+
+    @property
+    def name(self) -> str:
+        """Of the stages it has."""
+        return " + ".join(dict.fromkeys(policy.stage for policy in self.every_policy))
+
+    @property
+    def every_policy(self) -> list[ProjectorPolicy | LayerPolicy]:
+        return [*self.policies, *self.layers.policies]
 
     @property
     def call(self) -> Call | None:
@@ -152,7 +178,7 @@ class ProjectorStage:
     @property
     def keeps_all(self) -> bool:
         """By share; a count of 1 keeps one token."""
-        return all(isinstance(policy.keep, float) and policy.keep == 1.0 for policy in self.policies)
+        return all(isinstance(policy.keep, float) and policy.keep == 1.0 for policy in self.every_policy)
 
     # Hooks
 
@@ -169,6 +195,8 @@ class ProjectorStage:
         present = modalities(given) if self.enabled else []
         continue_cache(module, given, fills=bool(present) and not self.keeps_all)
         self._local.call = None
+        mask = given.get("attention_mask")
+        self._local.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         entered, self._local.entered = getattr(self._local, "entered", {}), {}
         if self.enabled and "read_index" in given and has_placeholder(self.parts, given):
             raise UnsupportedModelError(
@@ -176,11 +204,10 @@ class ProjectorStage:
                 "hands no images to the model, pruned or not: use generate() without it for prompts with images."
             )
         if present:
-            mask = given.get("attention_mask")
             call = Call(
                 kwargs=given,
                 masks=placeholder_masks(self.parts, given, present),
-                mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+                mask=self._local.mask,
                 **entered,
             )
             if not call.masks or not call.visual.any():
@@ -200,16 +227,28 @@ class ProjectorStage:
     def before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         call, x = self.call, kwargs.get("inputs_embeds")
         if call is None or x is None or call.visual.shape != x.shape[:2]:
+            self.layers.enters(kwargs, getattr(self._local, "mask", None))
             return None
-        attention = str(module.config._attn_implementation)
         units = self._units(call, x.device)
         call.wanted = budgets_remove(self.policies, units)
+        real = torch.ones(x.shape[:2], device=x.device).bool()
+        if (mask := call.segment_mask) is not None:
+            real = mask.to(x.device).bool()
+        elapsed, after = None, real
+        if call.wanted:
+            kwargs, elapsed, after = self._shorten(call, units, real, kwargs)
+        for unit in units:
+            unit.inside = {}  # nothing that holds pixels or features alive
+        self._last = Outcome(units, torch.stack([real.sum(1), after.sum(1)], 1), elapsed)
+        self._begin_layers(call, units, real, kwargs)
+        return (args, kwargs) if call.wanted else None
+
+    def _shorten(
+        self, call: Call, units: list[UnitState], real: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], float | None, Tensor]:
+        """The decoder's arguments for what the policies in front of it leave, their milliseconds, and [B, L] what."""
+        x, cache, attention = kwargs["inputs_embeds"], kwargs.get("past_key_values"), self.parts.attention
         batch, length = x.shape[:2]
-        mask = call.segment_mask
-        real = torch.ones(batch, length, device=x.device).bool() if mask is None else mask.to(x.device).bool()
-        if not call.wanted:
-            self._last = Outcome(_forget(units), real.sum(1)[:, None].expand(-1, 2), None)
-            return None
         keep = real | (real.cumsum(1) > 0)  # left padding can always go
         for unit in units:
             keep[unit.sample, unit.slots] = False
@@ -226,7 +265,6 @@ class ProjectorStage:
             drop_empty(call.items, keep)
 
         call.cut = cut = Cut.from_keep(keep)
-        cache = kwargs.get("past_key_values")
         past = physical_length(cache)
         positions = kwargs.get("position_ids")
         if positions is None:
@@ -245,24 +283,48 @@ class ProjectorStage:
                 shift = shift + state.shift
         if "flash" in attention and batch == 1:
             short.update(one_sequence(short["inputs_embeds"], past))
-        facts = {"life": self.life, "cut": cut, "real": real, "mask": call.mask, "past": past, "shift": shift}
-        call.note = lambda cache: remember(cache, **facts)
+        call.note = partial(remember, life=self.life, cut=cut, real=real, mask=call.mask, past=past, shift=shift)
         if cache is not None:
             call.note(cache)
-        after = (keep & real).sum(1)
-        self._last = Outcome(_forget(units), torch.stack([real.sum(1), after], 1), elapsed)
-        return args, short
+        return short, elapsed, keep & real
+
+    def _begin_layers(self, call: Call, units: list[UnitState], real: Tensor, kwargs: dict[str, Any]) -> None:
+        """Show the stage inside the decoder what is left in front of it."""
+        cut, mask, cache = call.cut, call.mask, kwargs.get("past_key_values")
+        visual, place = call.visual.to(real.device), real.long().cumsum(1) - 1
+        if cut is not None:
+            for unit in units:
+                unit.slots = cut.moved[unit.sample, unit.slots]
+            real, visual, place = cut.take(real, 1) & cut.valid, cut.take(visual, 1) & cut.valid, cut.take(place, 1)
+            if mask is not None:
+                mask = cut.shorten_mask(mask)
+            elif cut.ragged:
+                mask = torch.cat([real.new_ones(len(real), physical_length(cache)), real], 1)
+        else:  # should something leave inside, the cache has to know of this call
+            shift = None if (state := state_of(cache)) is None else state.shift
+            facts = {"life": self.life, "cut": Cut.whole(real), "real": real, "mask": mask, "shift": shift}
+            call.note = partial(remember, past=physical_length(cache), **facts)
+        self.layers.enters(kwargs, mask)
+        self.layers.begins(kwargs, units=units, real=real, place=place, visual=visual, image_sizes=self.image_sizes)
 
     def after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """The decoder may have made the cache itself."""
         call = self.call
-        if call is None or call.cut is None:
+        if call is None:
             return None
         values = output if isinstance(output, tuple) else output.values()
         cache = next((value for value in values if hasattr(value, "get_query_offset")), None)
-        if cache is not None and state_of(cache) is None:
-            call.note(cache)
-        if self.options.logits == "kept" and not call.full:
+        inside = self.layers.leaves()
+        if inside is not None:
+            self._last.events = self.layers.reports()
+        if cache is not None:
+            if state_of(cache) is None if call.cut is not None else inside is not None:
+                call.note(cache)
+            if inside is not None:
+                self.layers.remember(cache)
+        if inside is not None:
+            call.cut = inside if call.cut is None else call.cut.then(inside)
+        if call.cut is None or (self.options.logits == "kept" and not call.full):
             return None
         if isinstance(output, tuple):
             return call.cut.restore(output[0]), *output[1:]
@@ -287,7 +349,7 @@ class ProjectorStage:
         call.seen = bool(call.items)
         keys = keys_of(call, call.items)
         adapter, config = self.parts.adapter, self.parts.config
-        return make_units(call.items, keys, adapter=adapter, config=config, per=self.policies[0].per, device=device)
+        return make_units(call.items, keys, adapter=adapter, config=config, per=self.every_policy[0].per, device=device)
 
     def _clock(self, x: Tensor) -> float | None:
         if not self.options.timing:
@@ -303,9 +365,3 @@ def by_name(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str,
         return dict(kwargs)
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _forget(units: list[UnitState]) -> list[UnitState]:
-    for unit in units:
-        unit.inside = {}
-    return units

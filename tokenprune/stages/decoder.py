@@ -1,0 +1,335 @@
+"""Stage `layer`: tokens leave between two layers of the language model.
+
+Hooks before its layers shorten the hidden states and everything that goes with them; taps on the attention of scoring
+layers read the few rows that a policy asks for. The cache of each layer holds what that layer saw, and a call that
+continues it gets masks and positions of that cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidFeaturesError, NotEngagedError, UnsupportedModelError
+from ..policies.layer import LayerPolicy
+from ..report import EventReport
+from .cache import physical_length, state_of
+from .continued import remember_layers
+from .deepstack import DeepStack, LayerDeepStack
+from .entered import Seen, enter
+from .gather import Cut
+from .hook import Hook
+from .layer_call import LayerCall, Outcome, Planned, Sequence, hidden_rows, streams
+from .layer_inputs import renew
+from .layer_plan import attention_of, planned
+from .parts import Parts
+from .rows import LayerAttention, rows_of
+from .tap import listen
+from .units import UnitState
+from .within import choose, counts
+
+STATIC = (
+    "past_key_values is a static cache, and its layers would hold prompts of different length or padding, or get new "
+    "images in a later turn: use the default cache, or one prompt at a time."
+)
+
+
+class LayerStage:
+    """The hooks on the layers of one wrapped model.
+
+    Args:
+        parts: of the model.
+        policies: in order.
+        positions: "original" or "compact" for all of them, None for each policy's own.
+        clock: seconds by now, given a tensor of the device, or None where nothing is timed.
+
+    Raises:
+        UnsupportedModelError: a decoder whose layers cannot be told apart, or share keys across a drop.
+        UnsupportedPolicyError: a scoring layer without softmax attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: Parts,
+        policies: list[LayerPolicy],
+        positions: str | None,
+        clock: Callable[[Tensor], float | None],
+    ):
+        self.parts, self.policies, self.clock = parts, policies, clock
+        self.at: dict[int, list[Planned]] = planned(parts, policies, positions)
+        self._local = threading.local()
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def events(self) -> list[Planned]:
+        """All, in the order they happen."""
+        return [one for drop in sorted(self.at) for one in self.at[drop]]
+
+    @property
+    def call(self) -> LayerCall | None:
+        return getattr(self._local, "call", None)
+
+    def install(self) -> None:
+        if not self.at:
+            return
+        layers = self.parts.decoder.layers
+        for i in range(min(self.at), len(layers)):
+            before = Hook(lambda module, args, kwargs, i=i: self.before_layer(i, module, args, kwargs))
+            self._undo.append(layers[i].register_forward_pre_hook(before, with_kwargs=True).remove)
+        for i in sorted({one.score for one in self.events if one.score is not None}):
+            self._undo.append(listen(attention_of(layers[i]), lambda *given, i=i: self._note(i, *given)))
+        self._undo.append(LayerDeepStack.install(self.parts.decoder, self._deepstack))
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    # One call of the decoder
+
+    def enters(self, kwargs: dict[str, Any], mask: Tensor | None) -> None:
+        """Any call: one without visual tokens may continue a cache that was pruned.
+
+        Args:
+            kwargs: of the decoder.
+            mask: [B, past + L] over slots of the first layer, None where all are valid.
+        """
+        if not self.at:
+            return
+        x, cache, positions = kwargs.get("inputs_embeds"), kwargs.get("past_key_values"), kwargs.get("position_ids")
+        x = kwargs["input_ids"] if x is None else x
+        static = bool(getattr(cache, "is_compileable", False))
+        past = 0 if static and x.shape[1] == 1 else physical_length(cache)  # a step must not read it off the device
+        if positions is None and any(one.compact for one in self.events):
+            first = 0 if cache is None else int(cache.get_seq_length())
+            positions = (torch.arange(x.shape[1], device=x.device) + first)[None]
+        positions = None if positions is None or positions.ndim != 2 else positions
+        self._local.call = LayerCall(past=past, mask=mask, positions=positions, batch=x.shape[0], static=static)
+
+    def begins(
+        self,
+        kwargs: dict[str, Any],
+        *,
+        units: list[UnitState],
+        real: Tensor,
+        place: Tensor,
+        visual: Tensor,
+        image_sizes: list[tuple[int, int]] | None,
+    ) -> None:
+        """A call with visual tokens, once it is known as `enters` wants it.
+
+        Args:
+            kwargs: of the decoder.
+            units: with slots in its input.
+            real: [B, L] bool, False at padding.
+            place: [B, L] long, where in the prompt each position stood before anything was removed.
+            visual: [B, L] bool, all that is no text: tokens of units, and separators.
+            image_sizes: (width, height) of the pictures of the batch in order, or None.
+        """
+        if not self.at:
+            return
+        call, left = self.call, [len(unit.slots) for unit in units]
+        for one in self.events:
+            asked = counts(one.policy, one.event, units, left)
+            if asked != left or one.policy.everywhere:
+                call.pending.append(one)
+            left = asked
+        if not call.pending:
+            return
+        call.units, call.image_sizes = units, image_sizes
+        inside = torch.zeros_like(real)
+        for unit in units:
+            inside[unit.sample, unit.slots] = True
+        text = real & (visual.long().flip(1).cumsum(1).flip(1) == 0)
+        call.sequence = Sequence(real=real, visual=inside, text=text, place=place)
+        x = kwargs["inputs_embeds"]
+        for one in call.pending:
+            if one.event.rows == "raters" and one.event.score is not None and id(one.policy) not in call.raters:
+                with torch.autocast(x.device.type, enabled=False):
+                    call.raters[id(one.policy)] = one.policy.raters(x, inside, text)
+        if call.static and (call.past or (call.mask is not None and not bool(call.mask.all()))):
+            raise UnsupportedModelError(STATIC)
+        call.mark(self.clock(x))
+        deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
+        if deepstack is not None:
+            LayerDeepStack.check(self.parts.decoder, deepstack, call.pending[0].event.drop)
+            call.deepstack = LayerDeepStack(deepstack, kwargs[deepstack.name])
+
+    def leaves(self) -> Cut | None:
+        """The decoder is through: what left of its input, None where nothing did.
+
+        Raises:
+            NotEngagedError: a layer that was to drop was not called.
+        """
+        call = self.call
+        if call is None or call.sequence is None:
+            return None
+        if call.pending:
+            one = call.pending[0]
+            raise NotEngagedError(
+                f"policy {one.policy.name!r} was to remove visual tokens at layer {one.event.drop} of "
+                f"{type(self.parts.decoder).__name__}, and that layer was not called: report it as a bug with the "
+                "versions of transformers and tokenprune."
+            )
+        call.mark(self.clock(call.sequence.real))
+        return call.cut
+
+    def remember(self, cache: Any) -> None:
+        """Tell the cache, which knows of this call already, what its layers hold."""
+        remember_layers(cache, self.call, sorted(self.at))
+
+    def reports(self) -> list[EventReport]:
+        """What happened in this call."""
+        return self.call.reports(len(self.parts.decoder.layers))
+
+    # Hooks
+
+    def before_layer(self, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        call = self.call
+        if call is None:
+            return None
+        for one in self.at.get(i, ()):
+            if one in call.pending:
+                args, kwargs = self._happen(call, one, i, module, args, kwargs)
+        return self._renewed(call, i, args, kwargs)
+
+    def _renewed(self, call: LayerCall, i: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        state = state_of(kwargs.get("past_key_values"))
+        old = None if state is None else state.behind(i)
+        if call.cut is None and old is None:
+            return args, kwargs
+        return renew(self.parts, call, i, args, kwargs, old)
+
+    def _deepstack(self) -> tuple[LayerDeepStack, Cut] | None:
+        call = self.call
+        return None if call is None or call.cut is None or call.deepstack is None else (call.deepstack, call.cut)
+
+    def _note(self, i: int, module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+        """The attention of a scoring layer is handed its queries and keys."""
+        call = self.call
+        if call is None or call.sequence is None:
+            return
+        entered = getattr(self._local, "entered", None)
+        for one in call.pending:
+            if one.score == i and (one is entered if entered else not one.again):
+                with self._timed(call, one, query):
+                    call.scores[one] = self._score(call, one, query, key, mask, options)
+        if entered:
+            raise Seen
+
+    # One event
+
+    @torch.no_grad()
+    def _score(
+        self, call: LayerCall, one: Planned, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]
+    ) -> Tensor:
+        sequence, device = call.sequence, query.device
+        rows, row_mask = rows_of(call.rows(one).to(device))
+        first = key.shape[2] - query.shape[2]
+        if first and call.static:  # a static cache hands over all its slots
+            first = call.past
+        attention = LayerAttention(
+            rows=rows,
+            row_mask=row_mask,
+            visual=sequence.visual.to(device),
+            text=sequence.rows("text").to(device),
+            place=sequence.place.to(device),
+            heads=query.shape[1],
+            frequencies=getattr(getattr(self.parts.decoder, "rotary_emb", None), "inv_freq", None),
+            query=query,
+            keys=key,
+            mask=mask,
+            options=options,
+            first=first,
+        )
+        with torch.autocast(device.type, enabled=False):
+            return one.policy.score(attention, one.event)
+
+    @torch.no_grad()
+    def _happen(
+        self, call: LayerCall, one: Planned, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Tokens leave in front of layer i: its arguments with shorter hidden states."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        call.mark(self.clock(hidden))
+        with self._timed(call, one, hidden):
+            if one.again:
+                self._enter(one, module, *self._renewed(call, i, args, kwargs))
+            scores = self._scores(call, one, hidden.device)
+            rows, kept = choose(call, one, hidden_rows(hidden, call.batch), scores)
+            rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
+        call.pending.remove(one)
+        call.outcomes.append(Outcome(one, kept, call.sequence.real.sum(1)))
+        call.mark(self.clock(hidden))
+        hidden = streams(rows, hidden, call.batch)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    def _enter(self, one: Planned, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._local.entered = one
+        try:
+            enter(module, args, kwargs)
+        finally:
+            self._local.entered = None
+
+    def _scores(self, call: LayerCall, one: Planned, device: torch.device) -> Tensor | None:
+        """[B, L] of an event, once its scoring layer has run."""
+        if one.event.score is None:
+            return None
+        if one not in call.scores:
+            raise NotEngagedError(
+                f"policy {one.policy.name!r} was to score visual tokens by the attention of layer {one.score} of "
+                f"{type(self.parts.decoder).__name__}, which does not go through transformers' attention interface: "
+                "use a policy in front of the language model."
+            )
+        scores = call.scores.pop(one).to(device)
+        if not bool(torch.isfinite(scores[call.sequence.visual]).all()):
+            raise InvalidFeaturesError(
+                f"attention of layer {one.score} is NaN or Inf at visual positions: check pixel_values and the dtype "
+                "of the model (fp16 overflows; bf16 or fp32 do not)."
+            )
+        return scores
+
+    def _shortened(self, call: LayerCall, one: Planned, i: int, rows: Tensor, cache: Any) -> Tensor:
+        """Hidden states [B, L', ...] of what the units have left."""
+        sequence = call.sequence
+        keep = (sequence.real | (sequence.real.cumsum(1) > 0)) & ~sequence.visual  # left padding can always go
+        for unit in call.units:
+            keep[unit.sample, unit.slots] = True
+        if not bool((sequence.visual & ~keep).any()):
+            return rows
+        step = Cut.from_keep(keep)
+        if call.static and step.ragged:
+            raise UnsupportedModelError(STATIC)
+        for unit in call.units:
+            unit.slots = step.moved[unit.sample, unit.slots]
+        call.scores = {other: step.take(values, 1) for other, values in call.scores.items()}
+        call.sequence = sequence.after(step)
+        if one.compact:
+            state = state_of(cache)
+            old = None if state is None else state.behind(i)
+            call.sequence = call.sequence.renumbered(call.positions, None if old is None else old.shift)
+        call.drops[i] = call.sequence
+        return step.take(rows, 1)
+
+    def _timed(self, call: LayerCall, one: Planned, like: Tensor) -> _Timed:
+        return _Timed(self.clock, like, call.spent, one)
+
+
+class _Timed:
+    """Adds the milliseconds inside of it to `spent[one]`, where there is a clock. Those of an inner one count once."""
+
+    def __init__(
+        self, clock: Callable[[Tensor], float | None], like: Tensor, spent: dict[Planned, float], one: Planned
+    ):
+        self._clock, self._like, self._spent, self._one = clock, like, spent, one
+
+    def __enter__(self) -> None:
+        self._before, self._started = self._spent.get(self._one, 0.0), self._clock(self._like)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._started is not None:
+            self._spent[self._one] = self._before + 1e3 * (self._clock(self._like) - self._started)

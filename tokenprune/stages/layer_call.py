@@ -1,0 +1,217 @@
+"""What one call of the decoder knows about tokens that leave between its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layers import Event
+from ..policies.layer import LayerPolicy
+from ..report import EventReport
+from .cache import LayerState
+from .deepstack import LayerDeepStack
+from .gather import Cut
+from .units import UnitState
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """An event of one policy in one decoder.
+
+    Attributes:
+        score: layer whose attention is read; None where none is.
+        again: that layer is the one that tokens leave, and is entered once with all of them to be read.
+        compact: the tokens left are renumbered.
+    """
+
+    policy: LayerPolicy
+    event: Event
+    score: int | None
+    again: bool
+    compact: bool
+
+
+@dataclass
+class Outcome:
+    """What became of one event.
+
+    Attributes:
+        kept: tokens of every unit behind it.
+        lengths: [B], tokens of every prompt behind it, padding left out.
+    """
+
+    planned: Planned
+    kept: list[int]
+    lengths: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """The L positions that a layer reads.
+
+    Attributes:
+        cut: which of the decoder's input they are; None as long as that is all of it.
+        real: [B, L] bool, False at padding.
+        visual: [B, L] bool, tokens of units that are still there.
+        text: [B, L] bool, text behind the last visual token of each prompt.
+        place: [B, L] long, where in the prompt each stood before anything was removed.
+        positions: [B, L] long, position ids where they were renumbered; None where all keep what they had.
+    """
+
+    cut: Cut | None = None
+    real: Tensor
+    visual: Tensor
+    text: Tensor
+    place: Tensor
+    positions: Tensor | None = None
+
+    def rows(self, which: str) -> Tensor:
+        """[B, L] bool, rows by name: "last", "text" (the last token where there is none) or "visual"."""
+        if which == "visual":
+            return self.visual
+        last = self.real & (self.real.long().flip(1).cumsum(1).flip(1) == 1)
+        return last if which == "last" else torch.where(self.text.any(1, keepdim=True), self.text, last)
+
+    def after(self, step: Cut) -> Sequence:
+        """With the positions that `step` keeps."""
+        flags = {name: step.take(getattr(self, name), 1) & step.valid for name in ("real", "visual", "text")}
+        return replace(
+            self,
+            cut=step if self.cut is None else self.cut.then(step),
+            place=step.take(self.place, 1),
+            positions=None if self.positions is None else step.take(self.positions, 1),
+            **flags,
+        )
+
+    def renumbered(self, given: Tensor, shift: Tensor | None) -> Sequence:
+        """Position ids without gaps.
+
+        Args:
+            given: [B | 1, L0], of the decoder's input.
+            shift: [B], how much lower the layers behind already number what they hold; None for as given.
+        """
+        kept = self.cut.take(given.expand(len(self.real), -1), 1)
+        first = torch.where(self.real, kept, kept.amax() + 1).amin(1, keepdim=True)
+        if shift is not None:
+            first = first - shift.to(first.device)[:, None]
+        return replace(self, positions=first + (self.real.long().cumsum(1) - 1).clamp_min(0))
+
+
+@dataclass
+class LayerCall:
+    """One call of the decoder.
+
+    Attributes:
+        past: slots filled in the first layer before it.
+        mask: [B, past + L] over slots of the first layer; None where all are valid.
+        positions: [B | 1, L] position ids of the decoder's input; None where they have several axes.
+        batch: B.
+        static: the cache is one of fixed size.
+        units: with slots in the current sequence.
+        image_sizes: (width, height) of the pictures of the batch in order, None where not known.
+        sequence: what the next layer reads; None where no visual token is to leave.
+        raters: [B, L] bool over the decoder's input, by policy.
+        pending: events to come.
+        scores: [B, L] of events to come.
+        drops: what is left behind every drop.
+        spent: milliseconds of events so far, where they are timed.
+        renewed: masks and positions made for the layers behind a drop.
+        marks: seconds at the start, before and after every event, and at the end, where they are timed.
+    """
+
+    past: int
+    mask: Tensor | None
+    positions: Tensor | None
+    batch: int
+    static: bool = False
+    units: list[UnitState] = field(default_factory=list)
+    image_sizes: list[tuple[int, int]] | None = None
+    sequence: Sequence | None = None
+    raters: dict[int, Tensor] = field(default_factory=dict)
+    pending: list[Planned] = field(default_factory=list)
+    scores: dict[Planned, Tensor] = field(default_factory=dict)
+    drops: dict[int, Sequence] = field(default_factory=dict)
+    deepstack: LayerDeepStack | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    spent: dict[Planned, float] = field(default_factory=dict)
+    renewed: dict[Any, Any] = field(default_factory=dict)
+    marks: list[float] = field(default_factory=list)
+
+    @property
+    def cut(self) -> Cut | None:
+        return None if self.sequence is None else self.sequence.cut
+
+    def size_of(self, unit: UnitState) -> tuple[int, int] | None:
+        """(width, height) of the picture that a unit is all of."""
+        return None if self.image_sizes is None else self.image_sizes[unit.image]
+
+    def origin(self, sample: Tensor, slots: Tensor) -> Tensor:
+        """Where in the decoder's input [G, N] positions of samples [G, 1] stood."""
+        return slots if self.cut is None else self.cut.index[sample, slots]
+
+    def rows(self, one: Planned) -> Tensor:
+        """[B, L] bool over the current sequence, whose attention an event reads."""
+        if one.event.rows != "raters":
+            return self.sequence.rows(one.event.rows)
+        raters = self.raters[id(one.policy)]
+        return raters if self.cut is None else self.cut.take(raters, 1) & self.cut.valid
+
+    def seen(self, new: int, old: LayerState | None) -> Tensor | None:
+        """[B, past + new] bool over the slots of a layer with the cache `old`, or None if all are valid."""
+        past = self.past if old is None else old.length(self.past)
+        earlier = None if self.mask is None else self.mask[:, : self.past]
+        before = earlier if old is None else old.mask(earlier, self.past, 0)
+        here = None if self.mask is None else self.mask[:, self.past :]
+        if self.cut is not None:
+            here = self.sequence.real if self.cut.ragged or self.mask is not None else None
+        if before is None and here is None:
+            return None
+        like = before if here is None else here
+        ones = torch.ones(1, 1, dtype=torch.bool, device=like.device)
+        before = ones.expand(self.batch, past) if before is None else before.bool()
+        here = ones.expand(self.batch, new) if here is None else here.bool()
+        return torch.cat([before, here.to(before.device)], 1)
+
+    def mark(self, now: float | None) -> None:
+        if now is not None:
+            self.marks.append(now)
+
+    def reports(self, depth: int) -> list[EventReport]:
+        """What the events did; of `depth` layers, each is taken to cost what those with its sequence do on average."""
+        at = [0, *(one.planned.event.drop for one in self.outcomes), depth]
+        spent = [self.spent.get(one.planned) for one in self.outcomes]
+        layer = []  # milliseconds of one, in every stretch
+        for i, (start, end) in enumerate(zip(self.marks[::2], self.marks[1::2], strict=True)):
+            tapped = 0.0
+            if i < len(spent):  # the reading of rows happened inside a layer, before the event's own marks
+                tapped = spent[i] - 1e3 * (self.marks[2 * i + 2] - self.marks[2 * i + 1])
+            layer.append((1e3 * (end - start) - tapped) / max(1, at[i + 1] - at[i]))
+        reports = []
+        for i, outcome in enumerate(self.outcomes):
+            event = outcome.planned.event
+            saved = (depth - event.drop) * (layer[i] - layer[i + 1]) if layer else None
+            reports.append(
+                EventReport(
+                    policy=outcome.planned.policy.name,
+                    layer=event.drop,
+                    scored=outcome.planned.score,
+                    kept=sum(outcome.kept),
+                    lengths=outcome.lengths.tolist(),
+                    event_ms=spent[i],
+                    saved_ms=saved,
+                )
+            )
+        return reports
+
+
+def hidden_rows(hidden: Tensor, batch: int) -> Tensor:
+    """[B, L, ...] hidden states, where a layer keeps several streams beside each other, [S, B, L, D], too."""
+    return hidden if hidden.ndim == 3 or hidden.shape[0] == batch else hidden.movedim(0, 2)
+
+
+def streams(rows: Tensor, hidden: Tensor, batch: int) -> Tensor:
+    """`rows` laid out as `hidden` was."""
+    return rows if hidden.ndim == 3 or hidden.shape[0] == batch else rows.movedim(2, 0)

@@ -1,0 +1,155 @@
+"""Masks and positions of a layer that reads another sequence, or has another cache, than the layers before it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING as MASKS
+
+from ..errors import UnsupportedModelError
+from .cache import LayerState
+from .gather import RECURRENT, Cut, shorten_layer_mask
+from .layer_call import LayerCall, hidden_rows
+from .parts import Parts
+from .positions import one_sequence
+
+
+def kind_of(config: Any, layer: int) -> str:
+    """The attention of a layer, in the words of `config.layer_types`."""
+    types = getattr(config, "layer_types", None)
+    if types:
+        return types[layer]
+    return "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+
+
+def renew(
+    parts: Parts, call: LayerCall, layer: int, args: tuple, kwargs: dict[str, Any], old: LayerState | None
+) -> tuple[tuple, dict[str, Any]]:
+    """A layer's arguments for the sequence it gets and the cache it has.
+
+    In a call that continues no cache the given masks are cut, which keeps images that see themselves. Else transformers
+    makes new ones for this layer's own cache, and only what is about this call's own positions is cut.
+
+    Args:
+        args, kwargs: as the decoder gives them, hidden states of the sequence it gets first (or by name).
+        old: state of its cache, None where all of it is as in the first layer.
+    """
+    config, cut = parts.decoder.config, call.cut
+    hidden, cache = args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")
+    kind, flash = kind_of(config, layer), "flash" in parts.attention
+    past = call.past if old is None else old.length(call.past)
+    new = hidden_rows(hidden, call.batch).shape[1]
+    continued = past > 0 or getattr(cache, "is_compileable", False)
+    if cut is not None:
+        rest, kwargs = _shorten(args[1:], kwargs, cut, kind=kind, masks=not continued, flash=flash)
+        args = args[:1] + rest
+        if flash and call.batch == 1:
+            kwargs.update(one_sequence(hidden, past))
+    plain = new == 1 and kwargs.get("attention_mask") is None and call.mask is None and (old is None or old.all_valid)
+    if continued and not plain and kind in MASKS:
+        given, mask = kwargs.get("attention_mask"), _mask(parts, call, layer, kind, hidden, new, cache, old)
+        if cut is not None and _is_matrix(given) and _is_matrix(mask):
+            mask = torch.cat([mask[..., :-new], _among_each_other(given, cut)], -1)
+        kwargs = {**kwargs, "attention_mask": mask}
+    if (positions := _positions(call, old)) is not None:
+        kwargs = {**kwargs, **_renumbered(parts, call, kind, kwargs, hidden, positions, old)}
+    return args, kwargs
+
+
+def _shorten(
+    args: tuple, kwargs: dict[str, Any], cut: Cut, *, kind: str, masks: bool, flash: bool
+) -> tuple[tuple, dict[str, Any]]:
+    """Everything beside the hidden states that is about the decoder's input."""
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(shorten(one) for one in value)
+        return _cut_rows(value, cut) if isinstance(value, Tensor) else value
+
+    short = {}
+    for name, value in kwargs.items():
+        if name.endswith("mask"):
+            own = "conv" if "conv" in name else kind
+            short[name] = shorten_layer_mask(value, own, cut, flash=flash) if masks else value
+        else:
+            short[name] = value if name == "hidden_states" else shorten(value)
+    return tuple(shorten(value) for value in args), short
+
+
+def _cut_rows(value: Tensor, cut: Cut) -> Tensor:
+    """[B | 1, L, ..], [.., B | 1, L, d] or [.., B | 1, L] along L; anything else as it is."""
+    batch, length = cut.keep.shape
+    for dim in (1, value.ndim - 2, value.ndim - 1):
+        if 0 < dim < value.ndim and value.shape[dim] == length and value.shape[dim - 1] in (1, batch):
+            return cut.take(value, dim)
+    return value
+
+
+def _mask(
+    parts: Parts, call: LayerCall, layer: int, kind: str, hidden: Tensor, new: int, cache: Any, old: LayerState | None
+) -> Any:
+    """The mask transformers makes for the layer's own cache, once for all layers of a kind behind the same drop."""
+    key = ("mask", kind, id(old), id(call.sequence))
+    if key not in call.renewed:
+        seen = call.seen(new, old)
+        function = MASKS[kind]
+        if isinstance(function, dict):
+            function = next(one for name, one in function.items() if name not in RECURRENT)
+        known = {"layer_idx": layer} if "layer_idx" in inspect.signature(function).parameters else {}
+        call.renewed[key] = function(
+            config=parts.decoder.config,
+            inputs_embeds=hidden.new_empty(call.batch, new, 0),
+            attention_mask=None if seen is None else seen.to(hidden.device),
+            past_key_values=cache,
+            position_ids=None,
+            **known,
+        )
+    return call.renewed[key]
+
+
+def _is_matrix(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 4
+
+
+def _among_each_other(mask: Tensor, cut: Cut) -> Tensor:
+    """[B, 1, L', L']: what this call's positions see of each other, which the model may have made by images."""
+    return cut.shorten_mask(mask[..., -cut.length :])
+
+
+def _positions(call: LayerCall, old: LayerState | None) -> Tensor | None:
+    """[B, L] position ids where they are other than in the first layer."""
+    if call.cut is not None:
+        return call.sequence.positions
+    if old is None or old.shift is None:
+        return None
+    return call.positions - old.shift.to(call.positions.device)[:, None]
+
+
+def _renumbered(
+    parts: Parts,
+    call: LayerCall,
+    kind: str,
+    kwargs: dict[str, Any],
+    hidden: Tensor,
+    positions: Tensor,
+    old: LayerState | None,
+) -> dict[str, Any]:
+    changed = {} if kwargs.get("position_ids") is None else {"position_ids": positions}
+    if kwargs.get("position_embeddings") is not None:
+        key = ("rotary", kind, id(old), id(call.sequence))
+        if key not in call.renewed:
+            embedding = getattr(parts.decoder, "rotary_emb", None)
+            if embedding is None:
+                raise UnsupportedModelError(
+                    f"positions='compact' inside the language model needs its rotary embedding, and that of "
+                    f"{parts.adapter.model_type!r} is not where it could be found: use positions='original'."
+                )
+            typed = "layer_type" in inspect.signature(embedding.forward).parameters
+            arguments = (hidden, positions.to(hidden.device), *([kind] if typed else []))
+            with torch.no_grad():
+                call.renewed[key] = embedding(*arguments)
+        changed["position_embeddings"] = call.renewed[key]
+    return changed
