@@ -99,6 +99,7 @@ def logits(
     rows: dict[tuple[int, int], Tensor] | None = None,
     compact: bool = False,
     inside: dict[int, Tensor] | None = None,
+    merged: dict[int, dict[tuple[int, int], list[int]]] | None = None,
     renumber: bool = False,
 ) -> Tensor:
     """[B, steps, V] logits of every step of the answer `tokens` [B, steps].
@@ -109,6 +110,7 @@ def logits(
         rows: (sample, position) -> [D], what stands there instead (tokens merged before the projector).
         compact: number the kept tokens 0, 1, 2 ... instead of keeping their positions.
         inside: layer -> [B, L] bool, what of the prompt is left of it from that layer on.
+        merged: layer -> (sample, position) -> positions whose hidden states are averaged there.
         renumber: number what is left there 0, 1, 2 ...
     """
     if _WHERE and inside is None:
@@ -137,10 +139,18 @@ def logits(
                 x[slot] = rows[sample, slot]
         given = {name: value[:, at] if _is_sequence(value, valid.shape[1]) else value for name, value in given.items()}
         positions = torch.arange(len(at)) if compact else positions[..., at]
-        later = {
-            layer: torch.cat([left[b], left.new_ones(steps - 1)])[at].nonzero()[:, 0]
-            for layer, left in (inside or {}).items()
-        }
+        later = [
+            (
+                layer,
+                torch.cat([left[b], left.new_ones(steps - 1)])[at].nonzero()[:, 0],
+                {
+                    int((at == slot).nonzero()): [int((at == member).nonzero()) for member in members]
+                    for (sample, slot), members in (merged or {}).get(layer, {}).items()
+                    if sample == b
+                },
+            )
+            for layer, left in sorted((inside or {}).items())
+        ]
         with _dropping(text_decoder(model), len(at), later, renumber, prompt=int((at < length).sum())):
             out = text_decoder(model)(
                 **{
@@ -157,63 +167,83 @@ def logits(
 
 
 @contextmanager
-def _dropping(decoder: Any, length: int, left: dict[int, Tensor], renumber: bool, *, prompt: int):
+def _dropping(
+    decoder: Any,
+    length: int,
+    drops: list[tuple[int, Tensor, dict[int, list[int]]]],
+    renumber: bool,
+    *,
+    prompt: int,
+):
     """Layers that read only some of the one prompt's positions, without padding or cache.
 
     Args:
-        left: layer -> [n] long, positions among all `length` that it and those behind it read.
+        drops: (layer, [n] long, positions among all `length` that it and those behind it read, what of these is the
+            mean of which positions).
         prompt: how many of all are the prompt; windows of the answer count what is left.
     """
     hooks, added = [], getattr(decoder, "_deepstack_process", None)
-    now = [torch.arange(length)]
+    now, done = [torch.arange(length)], []
+
+    def dropped(x: Tensor, dim: int, before: Tensor, left: Tensor, means: dict[int, list[int]]) -> Tensor:
+        place = {int(position): i for i, position in enumerate(before)}
+        rows = []
+        for position in left.tolist():
+            members = torch.tensor([place[one] for one in means.get(position, [position])])
+            rows.append(x.index_select(dim, members).mean(dim, keepdim=True))
+        return torch.cat(rows, dim)
 
     def before(i, module, args, kwargs):
         names = list(kwargs)
         values = [*args, *kwargs.values()]
         at_start = names.index("hidden_states") + len(args) if "hidden_states" in names else 0
         hidden = values[at_start]
-        if i in left:
-            place = (now[0][None] == left[i][:, None]).nonzero()[:, 1]
-            hidden = hidden.index_select(hidden.ndim - 2 if hidden.shape[1] != len(now[0]) else 1, place)
-            now[0] = left[i]
+        for layer, left, means in drops:
+            if layer == i:
+                dim = hidden.ndim - 2 if hidden.shape[1] != len(now[0]) else 1
+                hidden = dropped(hidden, dim, now[0], left, means)
+                done.append((now[0], left, means))
+                now[0] = left
         values = [_some(value, now[0], length) for value in values]
         values[at_start] = hidden
         kwargs = dict(zip(names, values[len(args) :], strict=True))
         kinds = getattr(decoder.config, "layer_types", None)
-        local = kinds and kinds[i] in ("sliding_attention", "chunked_attention")
+        local = kinds and kinds[i] in ("sliding_attention", "hybrid_sliding", "chunked_attention")
         if local and isinstance(kwargs.get("attention_mask"), Tensor):
-            answer = (now[0] >= prompt)[None, None, :, None]
-            n = torch.arange(len(now[0]))
-            seen = n[:, None] - n >= 0
-            if kinds[i] == "sliding_attention":
-                seen &= n[:, None] - n < decoder.config.sliding_window
-            else:
-                chunk = n // decoder.config.attention_chunk_size
-                seen &= chunk[:, None] == chunk
-            if (mask := kwargs["attention_mask"]).dtype != torch.bool:
-                seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-            kwargs["attention_mask"] = torch.where(answer, seen, mask)
+            kwargs["attention_mask"] = windowed(kwargs["attention_mask"], kinds[i])
         if renumber and kwargs.get("position_embeddings") is not None and len(now[0]) < length:
-            kind = (
-                [decoder.config.layer_types[i]]
-                if "layer_type" in str(inspect.signature(decoder.rotary_emb.forward))
-                else []
-            )
-            kwargs["position_embeddings"] = decoder.rotary_emb(hidden, torch.arange(len(now[0]))[None], *kind)
+            typed = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+            numbers = torch.arange(len(now[0]))[None]
+            kwargs["position_embeddings"] = decoder.rotary_emb(hidden, numbers, *([kinds[i]] if typed else []))
             if kwargs.get("position_ids") is not None:
-                kwargs["position_ids"] = torch.arange(len(now[0]))[None]
+                kwargs["position_ids"] = numbers
         return tuple(values[: len(args)]), kwargs
 
+    def windowed(mask: Tensor, kind: str) -> Tensor:
+        answer = (now[0] >= prompt)[None, None, :, None]
+        n = torch.arange(len(now[0]))
+        seen = n[:, None] - n >= 0
+        if kind == "chunked_attention":
+            chunk = n // decoder.config.attention_chunk_size
+            seen &= chunk[:, None] == chunk
+        else:
+            seen &= n[:, None] - n < decoder.config.sliding_window
+        if mask.dtype != torch.bool:
+            seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return torch.where(answer, seen, mask)
+
     def add(hidden, visual, rows):
+        dense = torch.zeros(length, rows.shape[-1])
+        dense[visual[0]] = rows
+        for step in done:
+            dense = dropped(dense, 0, *step)
         kept = visual[0, now[0]]
-        places = visual[0].nonzero()[:, 0]
-        return added(hidden, kept[None], rows[(places[:, None] == now[0][None]).any(1)])
+        return added(hidden, kept[None], dense[kept])
 
     try:
-        if left:
+        if drops:
             for i, layer in enumerate(decoder.layers):
-                hook = partial(before, i)
-                hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                hooks.append(layer.register_forward_pre_hook(partial(before, i), with_kwargs=True))
             if added is not None:
                 decoder._deepstack_process = add
         yield

@@ -12,6 +12,11 @@ from tests.probes import STEPS, generate, logits, new_tokens
 from tokenprune import ProjectorPolicy, Selection, errors
 
 
+@pytest.fixture
+def every_third(every_third_somewhere):
+    return every_third_somewhere
+
+
 def families(*names):
     return pytest.mark.parametrize(
         "family", [BY_NAME[name] for name in names if name in BY_NAME], ids=lambda family: family.name

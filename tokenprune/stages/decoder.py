@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidFeaturesError, NotEngagedError, UnsupportedModelError
+from ..errors import InvalidArgumentError, InvalidFeaturesError, NotEngagedError, UnsupportedModelError
 from ..policies.layer import LayerPolicy
 from ..report import EventReport
 from .cache import physical_length, state_of
@@ -24,9 +24,10 @@ from .entered import Seen, enter
 from .gather import Cut
 from .hook import Hook
 from .layer_call import LayerCall, Outcome, Planned, Sequence, hidden_rows, streams
-from .layer_inputs import renew
+from .layer_inputs import frequencies, renew
 from .layer_plan import attention_of, planned
 from .parts import Parts
+from .positions import NO_COMPACT
 from .rows import LayerAttention, rows_of
 from .tap import listen
 from .units import UnitState
@@ -149,7 +150,7 @@ class LayerStage:
         x = kwargs["inputs_embeds"]
         for one in call.pending:
             if one.event.rows == "raters" and one.event.score is not None and id(one.policy) not in call.raters:
-                with torch.autocast(x.device.type, enabled=False):
+                with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                     call.raters[id(one.policy)] = one.policy.raters(x, inside, text)
         if call.static and (call.past or (call.mask is not None and not bool(call.mask.all()))):
             raise UnsupportedModelError(STATIC)
@@ -157,7 +158,7 @@ class LayerStage:
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         if deepstack is not None:
             LayerDeepStack.check(self.parts.decoder, deepstack, call.pending[0].event.drop)
-            call.deepstack = LayerDeepStack(deepstack, kwargs[deepstack.name])
+            call.deepstack = LayerDeepStack(deepstack)
 
     def leaves(self) -> Cut | None:
         """The decoder is through: what left of its input, None where nothing did.
@@ -178,6 +179,10 @@ class LayerStage:
         call.mark(self.clock(call.sequence.real))
         return call.cut
 
+    def forget(self) -> None:
+        """The call is over, whether it went well or not."""
+        self._local.call = None
+
     def remember(self, cache: Any) -> None:
         """Tell the cache, which knows of this call already, what its layers hold."""
         remember_layers(cache, self.call, sorted(self.at))
@@ -192,6 +197,7 @@ class LayerStage:
         call = self.call
         if call is None:
             return None
+        call.layer = i
         for one in self.at.get(i, ()):
             if one in call.pending:
                 args, kwargs = self._happen(call, one, i, module, args, kwargs)
@@ -204,9 +210,11 @@ class LayerStage:
             return args, kwargs
         return renew(self.parts, call, i, args, kwargs, old)
 
-    def _deepstack(self) -> tuple[LayerDeepStack, Cut] | None:
+    def _deepstack(self) -> tuple[Tensor, Tensor] | None:
         call = self.call
-        return None if call is None or call.cut is None or call.deepstack is None else (call.deepstack, call.cut)
+        if call is None or call.cut is None or call.deepstack is None:
+            return None
+        return call.deepstack.shorten(call.layer, call.cut)
 
     def _note(self, i: int, module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
         """The attention of a scoring layer is handed its queries and keys."""
@@ -239,7 +247,7 @@ class LayerStage:
             text=sequence.rows("text").to(device),
             place=sequence.place.to(device),
             heads=query.shape[1],
-            frequencies=getattr(getattr(self.parts.decoder, "rotary_emb", None), "inv_freq", None),
+            frequencies=frequencies(self.parts, one.score),
             query=query,
             keys=key,
             mask=mask,
@@ -249,7 +257,6 @@ class LayerStage:
         with torch.autocast(device.type, enabled=False):
             return one.policy.score(attention, one.event)
 
-    @torch.no_grad()
     def _happen(
         self, call: LayerCall, one: Planned, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
@@ -260,7 +267,8 @@ class LayerStage:
             if one.again:
                 self._enter(one, module, *self._renewed(call, i, args, kwargs))
             scores = self._scores(call, one, hidden.device)
-            rows, kept = choose(call, one, hidden_rows(hidden, call.batch), scores)
+            with torch.autocast(hidden.device.type, enabled=False):
+                rows, kept = choose(call, one, hidden_rows(hidden, call.batch), scores)
             rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
         call.pending.remove(one)
         call.outcomes.append(Outcome(one, kept, call.sequence.real.sum(1)))
@@ -268,6 +276,7 @@ class LayerStage:
         hidden = streams(rows, hidden, call.batch)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
+    @torch.no_grad()
     def _enter(self, one: Planned, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._local.entered = one
         try:
@@ -309,6 +318,8 @@ class LayerStage:
         call.scores = {other: step.take(values, 1) for other, values in call.scores.items()}
         call.sequence = sequence.after(step)
         if one.compact:
+            if call.positions is None:
+                raise InvalidArgumentError(NO_COMPACT.format(family=self.parts.adapter.model_type))
             state = state_of(cache)
             old = None if state is None else state.behind(i)
             call.sequence = call.sequence.renumbered(call.positions, None if old is None else old.shift)

@@ -86,14 +86,10 @@ class LayerDeepStack:
 
     Args:
         deepstack: of the decoder's input.
-        given: the decoder's argument.
-
     """
 
-    def __init__(self, deepstack: DeepStack, given: Any):
+    def __init__(self, deepstack: DeepStack):
         self._deepstack = deepstack
-        rows = given if isinstance(given, dict) else dict(enumerate(given))
-        self._layer = {id(values): layer for layer, values in rows.items()}
 
     @staticmethod
     def check(decoder: nn.Module, deepstack: DeepStack, drop: int) -> None:
@@ -110,26 +106,36 @@ class LayerDeepStack:
             )
 
     @staticmethod
-    def install(decoder: nn.Module, rows_of: Callable[[], tuple[LayerDeepStack, Cut] | None]) -> Callable[[], None]:
-        """Override the decoder's method on this instance. Returns what undoes it."""
-        add = getattr(decoder, ADDS, None)
-        if add is None:
+    def install(decoder: nn.Module, short: Callable[[], tuple[Tensor, Tensor] | None]) -> Callable[[], None]:
+        """Override the decoder's method on this instance. Returns what undoes it.
+
+        Args:
+            short: answers visual positions and rows for the layer that has just run; None: those that are given.
+        """
+        if not hasattr(decoder, ADDS):
             return lambda: None
-
-        def shortened(hidden: Tensor, visual: Tensor, rows: Tensor) -> Tensor:
-            now = rows_of()
-            return add(hidden, visual, rows) if now is None else add(hidden, *now[0].shorten(rows, now[1]))
-
-        setattr(decoder, ADDS, shortened)
+        setattr(decoder, ADDS, _Adds(getattr(decoder, ADDS), short))
         return lambda: vars(decoder).pop(ADDS, None)
 
     def merge(self, sample: Tensor, slots: Tensor, selection: Selection) -> None:
         """As `DeepStack.merge`, with positions of the decoder's input."""
         self._deepstack.merge(sample, slots, selection)
 
-    def shorten(self, rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+    def shorten(self, layer: int, cut: Cut) -> tuple[Tensor, Tensor]:
         """Visual positions [B, L'] and the rows of one layer, for what is left."""
-        visual = self._deepstack.visual
-        values = self._deepstack.rows[self._layer[id(rows)]]
+        visual, values = self._deepstack.visual, self._deepstack.rows[layer]
         kept = cut.keep.to(visual.device)[visual]
         return cut.take(visual, 1) & cut.valid.to(visual.device), values[kept.to(values.device)]
+
+
+class _Adds:
+    """The decoder's method on shorter rows. A deep or pickled copy of the decoder gets the method alone."""
+
+    def __init__(self, add: Callable[..., Tensor], short: Callable[[], tuple[Tensor, Tensor] | None]):
+        self._add, self._short = add, short
+
+    def __call__(self, hidden: Tensor, *given: Tensor) -> Tensor:
+        return self._add(hidden, *(self._short() or given))
+
+    def __reduce__(self) -> tuple:
+        return getattr, (self._add.__self__, ADDS)

@@ -119,6 +119,7 @@ class LayerCall:
         drops: what is left behind every drop.
         spent: milliseconds of events so far, where they are timed.
         renewed: masks and positions made for the layers behind a drop.
+        layer: that was entered last.
         marks: seconds at the start, before and after every event, and at the end, where they are timed.
     """
 
@@ -138,6 +139,7 @@ class LayerCall:
     outcomes: list[Outcome] = field(default_factory=list)
     spent: dict[Planned, float] = field(default_factory=dict)
     renewed: dict[Any, Any] = field(default_factory=dict)
+    layer: int = 0
     marks: list[float] = field(default_factory=list)
 
     @property

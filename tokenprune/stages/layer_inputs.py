@@ -25,13 +25,20 @@ def kind_of(config: Any, layer: int) -> str:
     return "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
 
 
+def frequencies(parts: Parts, layer: int) -> Tensor | None:
+    """[d / 2] rotary frequencies of a layer; None where it has none that are known."""
+    embedding = getattr(parts.decoder, "rotary_emb", None)
+    by_type = f"{kind_of(parts.decoder.config, layer)}_inv_freq"
+    return getattr(embedding, "inv_freq", getattr(embedding, by_type, None))
+
+
 def renew(
     parts: Parts, call: LayerCall, layer: int, args: tuple, kwargs: dict[str, Any], old: LayerState | None
 ) -> tuple[tuple, dict[str, Any]]:
     """A layer's arguments for the sequence it gets and the cache it has.
 
     In a call that continues no cache the given masks are cut, which keeps images that see themselves. Else transformers
-    makes new ones for this layer's own cache, and only what is about this call's own positions is cut.
+    makes new ones for this layer's own cache, and only what this call's positions see of each other is cut.
 
     Args:
         args, kwargs: as the decoder gives them, hidden states of the sequence it gets first (or by name).
@@ -51,8 +58,8 @@ def renew(
     plain = new == 1 and kwargs.get("attention_mask") is None and call.mask is None and (old is None or old.all_valid)
     if continued and not plain and kind in MASKS:
         given, mask = kwargs.get("attention_mask"), _mask(parts, call, layer, kind, hidden, new, cache, old)
-        if cut is not None and _is_matrix(given) and _is_matrix(mask):
-            mask = torch.cat([mask[..., :-new], _among_each_other(given, cut)], -1)
+        if cut is not None and _is_matrix(given):
+            mask = _as_given(mask, given, cut, static=call.static)
         kwargs = {**kwargs, "attention_mask": mask}
     if (positions := _positions(call, old)) is not None:
         kwargs = {**kwargs, **_renumbered(parts, call, kind, kwargs, hidden, positions, old)}
@@ -114,9 +121,24 @@ def _is_matrix(mask: Any) -> bool:
     return isinstance(mask, Tensor) and mask.ndim == 4
 
 
-def _among_each_other(mask: Tensor, cut: Cut) -> Tensor:
-    """[B, 1, L', L']: what this call's positions see of each other, which the model may have made by images."""
-    return cut.shorten_mask(mask[..., -cut.length :])
+def _as_given(mask: Any, given: Tensor, cut: Cut, *, static: bool) -> Any:
+    """A mask with what this call's positions see of each other in the given one, which may be made by images.
+
+    Args:
+        mask: [B | 1, 1, L', keys] for the layer's own cache; None for plain causal attention.
+        given: [B | 1, 1, L, keys of the first layer].
+        static: the cache was empty, and has more slots than this call fills; else the last columns are this call's.
+    """
+    new = cut.index.shape[1]
+    if mask is None and static:
+        hidden = False if given.dtype == torch.bool else torch.finfo(given.dtype).min
+        mask = given.new_full((1, 1, new, given.shape[-1]), hidden)
+    if not _is_matrix(mask):
+        return mask
+    first = 0 if static else mask.shape[-1] - new
+    inner = cut.shorten_mask(given[..., : cut.length] if static else given[..., -cut.length :])
+    mask = mask.expand(inner.shape[0], -1, -1, -1)
+    return torch.cat([mask[..., :first], inner, mask[..., first + new :]], -1)
 
 
 def _positions(call: LayerCall, old: LayerState | None) -> Tensor | None:

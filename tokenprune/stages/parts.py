@@ -50,7 +50,9 @@ class Parts:
     @property
     def several_axes(self) -> bool:
         """Position ids count time, rows and columns apart."""
-        return "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {})
+        parameters = getattr(self.decoder.config, "rope_parameters", None) or {}
+        by_kind = [one for one in parameters.values() if isinstance(one, dict)]
+        return any("mrope_section" in one for one in (parameters, *by_kind))
 
     def decoder_shape(self) -> DecoderShape | None:
         """Sizes for cost estimates, None where the decoder's config does not name them."""

@@ -14,7 +14,7 @@ from ..layers import Attention
 from ..ops import attention_probabilities
 from .tap import scale_of
 
-BLOCK_ELEMENTS = 1 << 24  # probabilities held at a time: 64 MiB
+BLOCK_ELEMENTS = 1 << 22  # probabilities held at a time: 16 MiB
 
 
 def rows_of(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,24 +54,37 @@ class LayerAttention(Attention):
                 query,
                 self.keys,
                 scale_of(self.query, self.options),
-                self._seen(rows),
+                self._added(rows),
                 softcap=self.options.get("softcap"),
                 sinks=self.options.get("s_aux"),
             )
             own = found[..., self.first : self.first + length]
             yield some, own * self.row_mask[:, None, some, None]
 
+    def _added(self, rows: Tensor) -> Tensor:
+        """[B, 1 or H, r, K], bool or added: which keys the rows see, and any bias on them."""
+        seen, bias = self._seen(rows), self.options.get("position_bias")
+        if bias is None:
+            return seen
+        bias = self._at(rows, bias.float())
+        return bias.masked_fill(~seen, -torch.inf) if seen.dtype == torch.bool else bias + seen.float()
+
+    def _at(self, rows: Tensor, values: Tensor) -> Tensor:
+        """[B, 1 or H, r, K] of [B or 1, 1 or H, L, K or more]."""
+        batch, keys = self.keys.shape[0], self.keys.shape[2]
+        values = values[..., :keys].expand(batch, -1, -1, -1)
+        return values.gather(2, rows[:, None, :, None].expand(-1, values.shape[1], -1, keys))
+
     def _seen(self, rows: Tensor) -> Tensor:
         """[B, 1 or H, r, K], bool or added: which keys the rows see."""
-        batch, keys = self.keys.shape[0], self.keys.shape[2]
+        keys = self.keys.shape[2]
         if self.mask is not None and not isinstance(self.mask, Tensor):
             raise UnsupportedPolicyError(
                 f"policy reads attention rows, and attention_mask is a {type(self.mask).__name__}, whose rows cannot "
                 "be read: load the model with attn_implementation='sdpa'."
             )
         if self.mask is not None and self.mask.ndim == 4:
-            mask = self.mask[..., :keys].expand(batch, -1, -1, -1)
-            return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, keys))
+            return self._at(rows, self.mask)
         behind = rows[:, None, :, None] + self.first - torch.arange(keys, device=rows.device)
         seen = behind >= 0
         if (window := self.options.get("sliding_window")) is not None:

@@ -239,7 +239,7 @@ class Stages:
             kwargs, elapsed, after = self._shorten(call, units, real, kwargs)
         for unit in units:
             unit.inside = {}  # nothing that holds pixels or features alive
-        self._last = Outcome(units, torch.stack([real.sum(1), after.sum(1)], 1), elapsed)
+        call.outcome = Outcome(units, torch.stack([real.sum(1), after.sum(1)], 1), elapsed)
         self._begin_layers(call, units, real, kwargs)
         return (args, kwargs) if call.wanted else None
 
@@ -316,7 +316,8 @@ class Stages:
         cache = next((value for value in values if hasattr(value, "get_query_offset")), None)
         inside = self.layers.leaves()
         if inside is not None:
-            self._last.events = self.layers.reports()
+            call.outcome.events = self.layers.reports()
+        self._last = call.outcome or self._last
         if cache is not None:
             if state_of(cache) is None if call.cut is not None else inside is not None:
                 call.note(cache)
@@ -332,7 +333,8 @@ class Stages:
         return output
 
     def after_outer(self, module: nn.Module, args: tuple, output: Any) -> None:
-        call, self._local.call = self.call, None
+        call, self._local.call, self._local.mask = self.call, None, None
+        self.layers.forget()
         if output is None:  # the forward raised, and says why itself
             return
         if call is not None and call.cut is None and (call.wanted or (not call.seen and not self.keeps_all)):

@@ -57,6 +57,7 @@ class Call:
     cut: Any = None
     full: bool = False  # its logits must have the prompt's length
     note: Callable[[Any], None] | None = None  # remembers the cut with a cache
+    outcome: Any = None  # what `report` will tell, once the decoder is through
 
     @property
     def visual(self) -> Tensor:
