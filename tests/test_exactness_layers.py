@@ -9,22 +9,13 @@ import torch
 import tokenprune
 from tests import reference
 from tests.default_layer_policies import LAYER_POLICIES
-from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL
+from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL, REFUSED_INSIDE
 from tests.probes import generate, logits, new_tokens, protected
 from tokenprune import DivPrune, Event, FastV, LayerPolicy, Pool, RandomLayers, Selection, UnsupportedModelError
 from tokenprune.stages import within
 
 BATCHES = [(1,), (2, 1), (1, 0, 3)]
 SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in ("qwen3_vl", "gemma3", "smolvlm", "granite_docling"))]
-# Families whose decoder cannot lose tokens between these few layers, and what the error says
-REFUSED = {
-    "granite4_vision": "adds visual features to all of them up to layer 3",
-    "gemma4-shared": "read the keys of layer 0",
-    "gemma3n": "read the keys of layer 0",
-    "qwen4_exp": "its layers look up runs of neighbouring tokens",
-    "glm5_next": "its layers index tokens",
-    "inkling2": "its layers read the states of all tokens",
-}
 # Compact where the model has 1-D positions
 NUMBERED = ("sparsevlm", "sparsevlm-subset", "pyramiddrop", "adaptinfer", "adaptinfer-half")
 
@@ -49,7 +40,7 @@ class Steps(LayerPolicy):
 def dropped_by_hand(family, model, images, drops):
     """Layer -> [B, L] bool, by the rule of `Steps`."""
     apart = protected(family, model, images)
-    left = [[slot for slot in places if not apart[slot]] for places in units(family, images)]
+    left = [[slot for slot in places if not apart[slot]] for places in family.places(images)]
     totals, masks = [len(slots) for slots in left], {}
     for number, drop in enumerate(drops):
         keep = ~reference.visual(family.inputs(images)) | apart
@@ -63,10 +54,6 @@ def dropped_by_hand(family, model, images, drops):
     return masks
 
 
-def units(family, images):
-    return family.places(images)
-
-
 family_and_attention = pytest.mark.parametrize(
     ("family", "attention"),
     [pytest.param(one, kind, id=f"{one.name}-{kind}") for one in FAMILIES for kind in one.attentions],
@@ -74,7 +61,7 @@ family_and_attention = pytest.mark.parametrize(
 
 
 def refused(family):
-    return REFUSED.get(family.name.removesuffix("-video"))
+    return REFUSED_INSIDE.get(family.model_type)
 
 
 @family_and_attention

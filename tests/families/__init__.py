@@ -15,6 +15,13 @@ REFUSED = {
     "minimax_m3_vl-sparse": "takes position ids for cache slots",
     "unlimited_ocr": "keeps as many slots as the unpruned prompt",
 }
+# Model types whose decoder cannot lose tokens between its layers (granite4_vision: of these few), with the reason given
+REFUSED_INSIDE = {
+    "granite4_vision": "adds visual features to all of them up to layer 3",
+    "qwen4_exp": "its layers look up runs of neighbouring tokens",
+    "glm5_next": "its layers index tokens",
+    "inkling2": "its layers read the states of all tokens",
+}
 ALL: list[Family] = [family for module in MODULES for family in module.FAMILIES]
 INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
 BUILT = [
@@ -38,6 +45,7 @@ __all__ = [
     "QWEN2_5_VL",
     "QWEN2_5_VL_VIDEO",
     "REFUSED",
+    "REFUSED_INSIDE",
     "REPEATABLE",
     "TEXT",
     "VIDEO",

@@ -28,6 +28,11 @@ from .base import (
 
 WINDOW = 24
 LAYERS = ["sliding_attention", "full_attention"] * 2
+SHARED = {
+    "num_hidden_layers": 6,
+    "layer_types": [*LAYERS[:3], "sliding_attention", "full_attention", "full_attention"],
+    "num_kv_shared_layers": 1,
+}
 NEWLINES = 11
 
 
@@ -107,8 +112,8 @@ def _gemma4_vision() -> Any:
 
 
 def _gemma4_shared() -> Any:
-    """Like the small ones: causal, and the last two layers read keys and values of the two before."""
-    return _gemma4(num_kv_shared_layers=2)
+    """Like the small ones: causal, and the last of six layers reads keys and values of the one before."""
+    return _gemma4(**SHARED)
 
 
 def _gemma3n() -> Any:
@@ -136,11 +141,10 @@ def _gemma3n() -> Any:
         **TEXT,
         "head_dim": 16,
         "sliding_window": WINDOW,
-        "layer_types": LAYERS,
+        **SHARED,
         "vocab_size_per_layer_input": 150,
         "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
-        "num_kv_shared_layers": 2,
         "final_logit_softcapping": 1e6,
     }
     config = transformers.Gemma3nConfig(

@@ -5,25 +5,25 @@ from __future__ import annotations
 import tokenprune
 from tokenprune.adapters import ADAPTERS, Adapter
 
-from . import BUILT, REFUSED, Family
+from . import BUILT, REFUSED, REFUSED_INSIDE, Family
 
-HEAD = """| `model_type` | image | video | several images | padding | tiles | tower features | tower attention |
-|---|---|---|---|---|---|---|---|
-"""
+COLUMNS = ("image", "video", "several images", "padding", "tiles", "tower features", "tower attention", "decoder layers")
+HEAD = f"| `model_type` | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}\n"
 
 
 def row(adapter: Adapter, variants: list[Family]) -> str:
     """One line: what of the family is in the exactness matrix."""
     variants = [family for family in variants if family.name not in REFUSED]
     if not variants:
-        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | | |\n"
+        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | | | |\n"
     pictures = [family for family in variants if family.modality == "image" and not family.name.endswith("-video")]
     if any(family.modality == "video" for family in variants):
         video = "yes"
     else:
         video = "as images" if len(pictures) < len(variants) else "–"
     cells = [f"`{adapter.model_type}`", _word(pictures), video, "yes", "yes", _word(any(map(has_tiles, pictures)))]
-    return f"| {' | '.join([*cells, _word(adapter.patches), _word(adapter.towers)])} |\n"
+    inside = _word(adapter.model_type not in REFUSED_INSIDE)
+    return f"| {' | '.join([*cells, _word(adapter.patches), _word(adapter.towers), inside])} |\n"
 
 
 def _word(value: object) -> str:

@@ -8,7 +8,7 @@ import torch
 import tokenprune
 from tests import reference
 from tests.allocations import MIB, Allocations
-from tests.families import BY_NAME, FAMILIES, LLAVA
+from tests.families import BY_NAME, FAMILIES, LLAVA, REFUSED_INSIDE
 from tests.families.base import CLIP
 from tokenprune import AdaptInfer, Event, FastV, HiMAP, LayerPolicy, PyramidDrop, SparseVLM, UnsupportedModelError
 from tokenprune.errors import UnsupportedPolicyError
@@ -65,20 +65,10 @@ def maps(model, inputs, layer=READ):
     return found[layer - sum(kind in recurrent for kind in types(model)[:layer])]
 
 
-REFUSED = {
-    "granite4_vision": "adds visual features",
-    "gemma4-shared": "read the keys",
-    "gemma3n": "read the keys",
-    "qwen4_exp": "cannot lose tokens",
-    "glm5_next": "cannot lose tokens",
-    "inkling2": "cannot lose tokens",
-}
-
-
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_rows_are_those_of_the_maps(family):
     model, inputs = family.model(), family.inputs((2, 1))
-    if (reason := REFUSED.get(family.name.removesuffix("-video"))) is not None:
+    if (reason := REFUSED_INSIDE.get(family.model_type)) is not None:
         with pytest.raises(UnsupportedModelError, match=reason):
             look(model, inputs)
         return

@@ -266,9 +266,16 @@ class LayerStage:
         with self._timed(call, one, hidden):
             if one.again:
                 self._enter(one, module, *self._renewed(call, i, args, kwargs))
-            scores = self._scores(call, one, hidden.device)
+            rows, scores = hidden_rows(hidden, call.batch), self._scores(call, one, hidden.device)
+            visual = call.sequence.visual.to(hidden.device)
+            for what, values in (("hidden states", rows), ("scores", scores)):
+                if values is not None and not bool(torch.isfinite(values[visual]).all()):
+                    raise InvalidFeaturesError(
+                        f"{what} in front of layer {i} are NaN or Inf at visual tokens: check pixel_values and the "
+                        "dtype of the model (fp16 overflows; bf16 or fp32 do not)."
+                    )
             with torch.autocast(hidden.device.type, enabled=False):
-                rows, kept = choose(call, one, hidden_rows(hidden, call.batch), scores)
+                rows, kept = choose(call, one, rows, scores)
             rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
         call.pending.remove(one)
         call.outcomes.append(Outcome(one, kept, call.sequence.real.sum(1)))
@@ -294,13 +301,7 @@ class LayerStage:
                 f"{type(self.parts.decoder).__name__}, which does not go through transformers' attention interface: "
                 "use a policy in front of the language model."
             )
-        scores = call.scores.pop(one).to(device)
-        if not bool(torch.isfinite(scores[call.sequence.visual]).all()):
-            raise InvalidFeaturesError(
-                f"attention of layer {one.score} is NaN or Inf at visual positions: check pixel_values and the dtype "
-                "of the model (fp16 overflows; bf16 or fp32 do not)."
-            )
-        return scores
+        return call.scores.pop(one).to(device)
 
     def _shortened(self, call: LayerCall, one: Planned, i: int, rows: Tensor, cache: Any) -> Tensor:
         """Hidden states [B, L', ...] of what the units have left."""

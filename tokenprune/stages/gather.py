@@ -78,7 +78,10 @@ class Cut:
         return x.gather(dim, index.expand(*(width if i == dim else size for i, size in enumerate(x.shape))))
 
     def shorten_mask(self, mask: Tensor) -> Tensor:
-        """An attention mask whose last L columns are the segment, [B, past + L] or [B | 1, 1, L, past + L]."""
+        """An attention mask whose last L columns are the segment, [B, past + L] or [B | 1, 1, L, past + L].
+
+        One with fewer rows is about the last ones only, which are text and stay.
+        """
         if mask.ndim not in (2, 4):
             raise UnsupportedModelError(f"attention_mask has {mask.ndim} dimensions: give one with 2 or 4, or None.")
         # The past is not cut: only the segment's own columns are gathered.
@@ -86,12 +89,12 @@ class Cut:
         valid = self.valid.to(mask.device)
         if mask.ndim == 2:
             return torch.cat([mask[:, :past], self.take(mask[:, past:], 1) * valid.to(mask.dtype)], 1)
-        batch, width = self.index.shape
-        mask = mask.expand(batch, -1, -1, -1)
+        mask = mask.expand(len(self.index), -1, -1, -1)
         index = self.index.to(mask.device)
-        mask = mask.gather(2, index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+        if mask.shape[2] == self.length:
+            mask = mask.gather(2, index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
         old, new = mask[..., :past], mask[..., past:]
-        new = new.gather(3, index[:, None, None, :].expand(-1, mask.shape[1], width, -1))
+        new = new.gather(3, index[:, None, None, :].expand(-1, *mask.shape[1:3], -1))
         valid = valid[:, None, None, :]
         new = new & valid if new.dtype == torch.bool else new.masked_fill(~valid, torch.finfo(new.dtype).min)
         return torch.cat([old, new], 3)
