@@ -151,7 +151,7 @@ def logits(
             )
             for layer, left in sorted((inside or {}).items())
         ]
-        with _dropping(text_decoder(model), len(at), later, renumber, prompt=int((at < length).sum())):
+        with dropping(text_decoder(model), len(at), later, renumber, prompt=int((at < length).sum())):
             out = text_decoder(model)(
                 **{
                     **given,
@@ -167,7 +167,7 @@ def logits(
 
 
 @contextmanager
-def _dropping(
+def dropping(
     decoder: Any,
     length: int,
     drops: list[tuple[int, Tensor, dict[int, list[int]]]],
@@ -233,7 +233,7 @@ def _dropping(
         return torch.where(answer, seen, mask)
 
     def add(hidden, visual, rows):
-        dense = torch.zeros(length, rows.shape[-1])
+        dense = torch.zeros(length, rows.shape[-1], dtype=rows.dtype)
         dense[visual[0]] = rows
         for step in done:
             dense = dropped(dense, 0, *step)

@@ -8,6 +8,7 @@ import tokenprune
 from tests import reference
 from tests.default_policies import POLICIES
 from tests.families import BY_NAME, LLAVA, QWEN2_5_VL
+from tokenprune import FastV, PyramidDrop
 
 both = pytest.mark.parametrize("family", [LLAVA, QWEN2_5_VL], ids=lambda family: family.name)
 WEIGHTS = {
@@ -30,8 +31,12 @@ def gradients(model, names):
     return found
 
 
-def losses_by_hand(model, batch, keep, mix=None):
-    """Loss of a batch whose decoder inputs are cut by hand, sample by sample, with a graph back to the pixels."""
+def losses_by_hand(model, batch, keep, mix=None, *, layer=None, renumber=False):
+    """Loss of a batch whose decoder inputs are cut by hand, sample by sample, with a graph back to the pixels.
+
+    Args:
+        layer: in front of which `keep` holds, numbered anew there or not; None: in front of the decoder.
+    """
     noted = {}
 
     def note(module, args, kwargs):
@@ -44,38 +49,50 @@ def losses_by_hand(model, batch, keep, mix=None):
     if positions is None:
         positions = torch.arange(keep.shape[1]).expand(keep.shape)
     total, words = 0, 0
-    for b, row in enumerate(keep & batch["attention_mask"].bool()):
-        at = row.nonzero()[:, 0]
+    for b, real in enumerate(batch["attention_mask"].bool()):
+        kept = (keep[b] & real).nonzero()[:, 0]
+        at = kept if layer is None else real.nonzero()[:, 0]
+        later = [] if layer is None else [(layer, keep[b, at].nonzero()[:, 0], {})]
         x = noted["inputs_embeds"][b]
         x = x if mix is None else mix[b] @ x
-        out = model.get_decoder()(
-            inputs_embeds=x[None, at],
-            position_ids=positions[..., b : b + 1, :][..., at],
-            attention_mask=torch.ones(1, len(at)).long(),
-            use_cache=False,
-        )
+        with reference.dropping(model.get_decoder(), len(at), later, renumber, prompt=len(at)):
+            out = model.get_decoder()(
+                inputs_embeds=x[None, at],
+                position_ids=positions[..., b : b + 1, :][..., at],
+                attention_mask=torch.ones(1, len(at)).long(),
+                use_cache=False,
+            )
         logits = model.lm_head(out.last_hidden_state)[0]
         for place, label in enumerate(batch["labels"][b].tolist()):
-            before = int((at < place).sum()) - 1  # the last kept token before the word predicts it
+            before = int((kept < place).sum()) - 1  # the last kept token before the word predicts it
             if label >= 0:
                 total = total - logits[before].log_softmax(-1)[label]
                 words += 1
     return total / words
 
 
+TRAINED = {
+    "divprune": lambda: POLICIES["divprune"](keep=0.3),
+    "pool": lambda: POLICIES["pool"](keep=0.3),
+    "fastv": lambda: FastV(layer=2, keep=0.3),
+    "pyramiddrop": lambda: PyramidDrop(layers=(2,), keeps=(0.3,)),
+}
+
+
 @both
-@pytest.mark.parametrize("name", ["divprune", "pool"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_gradients_equal_the_manual_computation(family, name):
     model, batch = family.model(), supervised(family.inputs((2, 1)))
     names = (*DECODER, *WEIGHTS[family.name])
     model(**batch).loss.backward()
     dense = gradients(model, names)
-    with tokenprune.wrap(model, POLICIES[name](keep=0.3)) as handle:
+    with tokenprune.wrap(model, TRAINED[name]()) as handle:
         loss = model(**batch).loss
         loss.backward()
         pruned, report = gradients(model, names), handle.report()
     mix = reference.mixing(batch, report) if name == "pool" else None
-    expected = losses_by_hand(model, batch, reference.keep_mask(batch, report), mix)
+    inside = {"layer": 2, "renumber": report.positions == "compact"} if report.events else {}
+    expected = losses_by_hand(model, batch, reference.keep_mask(batch, report), mix, **inside)
     expected.backward()
     assert abs(loss - expected) < 1e-5
     for weight, got, want, unpruned in zip(names, pruned, gradients(model, names), dense, strict=True):
@@ -86,11 +103,12 @@ def test_gradients_equal_the_manual_computation(family, name):
 
 @both
 @pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
-def test_gradient_checkpointing(family, reentrant):
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradient_checkpointing(family, name, reentrant):
     """Layers that are run again during backward get the short inputs again."""
     model, batch = family.model().train(), supervised(family.inputs((2, 1)))
     names = (*DECODER, *WEIGHTS[family.name])
-    with tokenprune.wrap(model, "divprune", keep=0.3) as handle:
+    with tokenprune.wrap(model, TRAINED[name]()) as handle:
         model(**batch, use_cache=False).loss.backward()
         expected, kept = gradients(model, names), handle.report().kept
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
@@ -98,7 +116,7 @@ def test_gradient_checkpointing(family, reentrant):
         again = []
         hook = (
             model.get_decoder()
-            .layers[0]
+            .layers[-1]
             .self_attn.register_forward_hook(lambda module, args, out: again.append(out[0].shape[1]))
         )
         model(**batch, use_cache=False).loss.backward()

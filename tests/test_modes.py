@@ -207,7 +207,7 @@ class TestGenerate:
         exact, rounded = reference.logits(model, inputs, keep, tokens), reference.logits(half, halves, keep, tokens)
         noise = (rounded.float() - exact).abs().max()
         assert (logits(out) - exact).abs().max() < 2 * noise
-        assert noise < 0.3
+        assert noise < (0.3 if family.name not in STATEFUL else 0.5)
 
     @families(*(name for name in (*ONE_D, *MROPE) if name not in NO_EMBEDDINGS))
     def test_text_embeddings_instead_of_ids(self, family, every_third):
@@ -337,7 +337,7 @@ class TestForward:
             assert out.logits.shape[:2] == labels.shape
             assert model(**inputs).logits.shape[1] < labels.shape[1]  # and only then
         assert (out.loss - loss).abs() < family.tolerance
-        assert (out.loss - dense).abs() > 1e-3
+        assert (out.loss - dense).abs() > 10 * family.tolerance
 
 
 class TestTurns:

@@ -7,9 +7,11 @@ import torch
 
 import tokenprune
 from tests import probes, reference
+from tests.conftest import INSIDE, EveryThird
 from tests.families import BY_NAME, FAMILIES, IMAGE, LLAVA, PRE_ENCODES
 from tests.probes import STEPS, generate, logits, new_tokens
 from tokenprune import ProjectorPolicy, Selection, errors
+from tokenprune.adapters import lookup
 
 
 @pytest.fixture
@@ -92,6 +94,10 @@ class TestPositionsAndMasks:
     )
     def test_rope_deltas_go_with_the_mask_of_the_prompt(self, family, every_third):
         model, inputs = family.model(), family.inputs((2, 1))
+        if every_third.stage == "layer" and lookup(family.model_type).between_layers is not None:
+            with pytest.raises(errors.UnsupportedModelError, match="in front of it"):
+                tokenprune.wrap(model, every_third)
+            return
         with tokenprune.wrap(model, every_third):
             steps, tokens = loop(model, inputs)
         compare(steps, family, model, inputs, probes.every_third(family, model, (2, 1)), tokens)
@@ -212,7 +218,7 @@ class TestFeatures:
             ("granite4_vision", type(None)),
         ],
     )
-    def test_containers(self, name, container, every_third):
+    def test_containers(self, name, container):
         """Encoders answer features in any of these."""
         family = BY_NAME[name]
         model, inputs = family.model(), family.inputs((2, 1))
@@ -224,7 +230,7 @@ class TestFeatures:
         del model.base_model.get_image_features
         found = seen[0] if type(seen[0]) in (list, tuple) else seen[0].pooler_output
         assert isinstance(found, container)
-        with tokenprune.wrap(model, every_third):
+        with tokenprune.wrap(model, EveryThird()):
             out = generate(model, inputs)
         compare(logits(out), family, model, inputs, probes.every_third(family, model, (2, 1)), new_tokens(out, inputs))
 
@@ -309,7 +315,10 @@ class TestLife:
 
     @families("llava", "qwen2_5_vl")
     def test_a_policy_that_fails(self, family, every_third):
-        """The handle is as before, a given cache is untouched, and the call leaves nothing that another could use."""
+        """The handle is as before, and the call leaves nothing that another could use.
+
+        A given cache is untouched in front of the language model; inside, earlier layers have added to it.
+        """
         model, inputs = family.model(), family.inputs((1,))
         decoder, select = model.get_decoder(), type(every_third).select
 
@@ -326,7 +335,7 @@ class TestLife:
             embeds = torch.randn(*inputs["input_ids"].shape, 64)
             unpruned = decoder(inputs_embeds=embeds).last_hidden_state
             assert unpruned.shape == embeds.shape
-            assert cache.get_seq_length() == length
+            assert every_third.stage == "layer" or cache.get_seq_length() == length
             assert str(handle.report()) == report
             handle.policies[0].select = select.__get__(handle.policies[0])
             assert torch.equal(model(**inputs).logits, expected)
@@ -357,7 +366,10 @@ class TestLife:
                 states.append(model(**inputs, output_hidden_states=True).hidden_states)
         for one, other in zip(*states, strict=True):
             assert torch.equal(one, other)
-            assert one.shape[1] < dense[0].shape[1]
+        lengths = [one.shape[1] for one in states[0]]
+        whole = INSIDE + 1 if every_third.stage == "layer" else 0  # the embeddings, too
+        assert lengths[:whole] == [dense[0].shape[1]] * whole
+        assert max(lengths[whole:]) < dense[0].shape[1]
         for model in (early, late):
             again = model(**inputs, output_hidden_states=True).hidden_states
             assert all(torch.equal(one, other) for one, other in zip(again, dense, strict=True))

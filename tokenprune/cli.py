@@ -89,28 +89,34 @@ def run(
     image: Annotated[list[Path], typer.Option(help="Image file; repeat for several.")],
     prompt: Annotated[str, typer.Option(help="What to ask.")],
     policy: Annotated[str, typer.Option(help="Name of a policy, see `tokenprune list`.")] = "cdpruner",
-    keep: Annotated[str, typer.Option(help="Budget: 64 (tokens) or 0.25 (share).")] = "0.25",
+    keep: Annotated[str, typer.Option(help="Budget: 64 (tokens) or 0.25 (share); 0.25 unless --set keeps=....")] = "",
     per: Annotated[str, typer.Option(help="What the budget is counted over: image, crop, frame or prompt.")] = "image",
     fields: Annotated[list[str] | None, typer.Option("--set", help="A field of the policy: theta=0.5.")] = None,
-    positions: Annotated[str, typer.Option(help="Position ids of the kept tokens: original or compact.")] = "original",
+    positions: Annotated[str, typer.Option(help="Of kept tokens: original or compact; else as the policy does.")] = "",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="Such as cpu or cuda:0; the default is the GPU if there is one.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    timing: Annotated[bool, typer.Option("--timing", help="Measure the selection, after a first try.")] = False,
 ) -> None:
     """Answer a question about images with a pruned model, and report what was pruned."""
     from rich.console import Console
 
     from .wrap import wrap
 
-    pruning = make_policy(policy, {"keep": number(keep), "per": per, **dict(map(assignment, fields or []))})
+    given = dict(map(assignment, fields or []))
+    budget = {"keep": number(keep)} if keep else {} if "keeps" in given else {"keep": 0.25}
+    pruning = make_policy(policy, {**budget, "per": per, **given})
     if not prompt.strip():
         raise InputError("prompt='' is empty: give a question.")
     pictures = [open_image(path) for path in image]
     loaded, processor = load(model, dtype=dtype, device=device)
     tokenizer = getattr(processor, "tokenizer", None)
-    with wrap(loaded, pruning, positions=positions, tokenizer=tokenizer, timing=True) as handle:
+    with wrap(loaded, pruning, positions=positions or None, tokenizer=tokenizer, timing=timing) as handle:
         inputs, placed = encode(processor, loaded, prompt, pictures)
         handle.instruction = prompt if placed else None
+        handle.image_sizes = [picture.size for picture in pictures]
+        if timing:  # the first forward is slow for other reasons
+            loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
         generated = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         report = handle.report()
     answer = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
@@ -134,7 +140,7 @@ def number(text: str) -> int | float:
 
 
 def _needs(policy: Policy) -> str:
-    return ", ".join(sorted(map(_need, policy.needs))) or "nothing"
+    return getattr(policy, "reads", "") or ", ".join(sorted(map(_need, policy.needs))) or "nothing"
 
 
 def _need(need: Need) -> str:
@@ -169,9 +175,9 @@ def _attributes(block: str) -> dict[str, str]:
     for line in inspect.cleandoc(block.removeprefix("Attributes:").strip("\n")).splitlines():
         if line and not line.startswith(" "):
             name, _, meaning = line.partition(": ")
-            meanings[name] = meaning
+            meanings |= dict.fromkeys(name.split(", "), meaning)
         elif name:
-            meanings[name] += " " + line.strip()
+            meanings |= {one: f"{meanings[one]} {line.strip()}" for one in name.split(", ")}
     return meanings
 
 

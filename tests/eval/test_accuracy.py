@@ -67,9 +67,9 @@ def test_the_command_writes_json_tables_and_plots(command, tmp_path, capsys):
 def test_a_run_goes_on_where_the_last_one_stopped(command, tmp_path, monkeypatch):
     first, asked, real = command(*SMALL), [], accuracy.answers
 
-    def spied(ways, keeps, questions):
+    def spied(ways, keeps, batches):
         asked.append(getattr(ways[0], "policy", None))
-        return real(ways, keeps, questions)
+        return real(ways, keeps, batches)
 
     monkeypatch.setattr(accuracy, "answers", spied)
     assert command(*SMALL)["rows"] == first["rows"]
@@ -239,10 +239,10 @@ def test_right_answers_are_counted_per_way_and_budget(tiny_checkpoint, monkeypat
     monkeypatch.setattr(ways[0], "words", lambda arguments: truth)
     monkeypatch.setattr(ways[1], "words", lambda arguments: torch.where(torch.arange(3) == 1, truth, -1))
     monkeypatch.setattr("tokenprune.eval.asking.Pruned.kept", lambda self, batch: 7)
-    found = accuracy.answers(ways, (0.5, 0.1), questions)
+    found = accuracy.answers(ways, (0.5, 0.1), questions.batches)
     assert found[0.5][0].tolist() == [[True, True, True], [False, True, False]]
     assert found[0.1][1] == 7
-    figure = accuracy.figures(found[0.5][0], found[0.5][0][:1], questions)["scenes"]
+    figure = accuracy.figures(found[0.5][0], {"over_random": found[0.5][0][:1]}, questions)["scenes"]
     assert figure["correct"] == 2
     assert figure["seeds"] == [3, 1]
     assert figure["over_random"]["mean"] == pytest.approx(-1 / 3, abs=1e-4)

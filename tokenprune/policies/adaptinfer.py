@@ -47,6 +47,7 @@ class AdaptInfer(ScheduledPolicy):
     positions: ClassVar = "compact"
     rows: ClassVar = "text"
     offset: ClassVar = 1
+    reads: ClassVar = "attention of all words"
     cost: ClassVar = "per event 2 H T L d multiply-adds for T words; a block of attention rows and H L floats"
     when: ClassVar = "Tight budgets with questions of several words; the schedule can be fitted to a model."
     limits: ClassVar = (

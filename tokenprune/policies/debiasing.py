@@ -53,6 +53,7 @@ class Debiased(LayerPolicy):
     the picture has fewer tokens, with padding, and does drop tokens instead of masking them.
     """
 
+    reads: ClassVar = "what `inner` reads"
     cost: ClassVar = "that of `inner`, and a product per token; 2 N floats"
     when: ClassVar = "Around policies that score in early layers and favour the end of the image, or pad pictures."
     limits: ClassVar = (

@@ -36,6 +36,7 @@ class FastV(LayerPolicy):
     """
 
     layer: int | float = 2
+    reads: ClassVar = "attention of the last word"
     cost: ClassVar = "H L d multiply-adds for L tokens in the prompt; H L floats"
     when: ClassVar = "Where the question decides what matters, at moderate budgets; costs next to nothing."
     limits: ClassVar = "Attention in early layers favours the end of the image (see `debiased`); repeats are all kept."

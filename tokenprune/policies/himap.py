@@ -37,6 +37,7 @@ class HiMAP(ScheduledPolicy):
     """
 
     published: ClassVar = (115 / 576, 90 / 576)
+    reads: ClassVar = "attention of all words, then of all tokens"
     cost: ClassVar = "H T L d and H N L d multiply-adds for T words and N tokens left; a block of attention rows"
     when: ClassVar = "Small budgets from an early layer on, where the question is long enough to point at things."
     limits: ClassVar = "Only later rows see a token, so the image stage favours the start of the image."

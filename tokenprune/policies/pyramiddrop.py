@@ -37,6 +37,7 @@ class PyramidDrop(ScheduledPolicy):
 
     positions: ClassVar = "compact"
     lag: ClassVar = 0
+    reads: ClassVar = "attention of the last word"
     cost: ClassVar = "per stage 2 L D^2 multiply-adds for the keys of layer r, and H L d; H L floats"
     when: ClassVar = "When early layers should see everything: tokens go gradually, as deeper layers need fewer."
     limits: ClassVar = (

@@ -60,6 +60,7 @@ class SparseVLM(RecyclingPolicy):
     rows: ClassVar = "raters"
     raters: ClassVar = staticmethod(text_raters)
     offset: ClassVar = 1
+    reads: ClassVar = "attention of chosen words"
     cost: ClassVar = "H T L d multiply-adds for T raters, V T D once, m^2 D for m = 0.3 n_p recycled; m^2 in blocks"
     when: ClassVar = "Questions about something in the picture, at moderate budgets; recycling helps at small ones."
     limits: ClassVar = "Raw embeddings decide the raters, often a single word; the rank is sensitive to rounding."

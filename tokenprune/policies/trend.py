@@ -32,7 +32,7 @@ class Trend:
 
     kind: Kind = "exponential"
     coefficients: tuple[float, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         if self.kind not in get_args(Kind):

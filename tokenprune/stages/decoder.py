@@ -79,6 +79,7 @@ class LayerStage:
         if not self.at:
             return
         layers = self.parts.decoder.layers
+        self._undo.append(layers[0].register_forward_pre_hook(Hook(self._starts), with_kwargs=True).remove)
         for i in range(min(self.at), len(layers)):
             before = Hook(lambda module, args, kwargs, i=i: self.before_layer(i, module, args, kwargs))
             self._undo.append(layers[i].register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -154,7 +155,6 @@ class LayerStage:
                     call.raters[id(one.policy)] = one.policy.raters(x, inside, text)
         if call.static and (call.past or (call.mask is not None and not bool(call.mask.all()))):
             raise UnsupportedModelError(STATIC)
-        call.mark(self.clock(x))
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         if deepstack is not None:
             LayerDeepStack.check(self.parts.decoder, deepstack, call.pending[0].event.drop)
@@ -192,6 +192,12 @@ class LayerStage:
         return self.call.reports(len(self.parts.decoder.layers))
 
     # Hooks
+
+    def _starts(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The first layer is entered: what the decoder does before is no layer's time."""
+        call = self.call
+        if call is not None and call.pending:
+            call.mark(self.clock(args[0] if args else kwargs["hidden_states"]))
 
     def before_layer(self, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         call = self.call

@@ -53,7 +53,8 @@ def renew(
     if cut is not None:
         rest, kwargs = _shorten(args[1:], kwargs, cut, kind=kind, masks=not continued, flash=flash)
         args = args[:1] + rest
-        if _is_matrix(mask := kwargs.get("attention_mask")) and mask.shape[2] > new:  # only the last rows go on
+        mask = kwargs.get("attention_mask")
+        if not continued and _is_matrix(mask) and mask.shape[2] > new:  # only the last rows go on
             kwargs["attention_mask"] = mask[:, :, -new:]
         if flash and call.batch == 1:
             kwargs.update(one_sequence(hidden, past))
