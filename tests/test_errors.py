@@ -123,13 +123,6 @@ class TestBadModels:
         with pytest.raises(errors.InvalidArgumentError, match="positions='compact'"):
             tokenprune.wrap(QWEN2_5_VL.model(), "uniform", keep=4, positions="compact")
 
-    def test_compact_positions_where_only_the_forward_tells(self):
-        family = BY_NAME["cohere_compass"]  # its config names sections by layer type
-        model, inputs = family.model(), family.inputs()
-        with tokenprune.wrap(model, "uniform", keep=4, positions="compact"):
-            with pytest.raises(errors.InvalidArgumentError, match="positions='compact'"):
-                model.generate(**inputs, max_new_tokens=2)
-
     def test_policy_that_needs_what_the_model_lacks(self):
         policy = tokenprune.CDPruner(keep=4, relevance=spy([], {"encoder"}))
         with pytest.raises(errors.UnsupportedPolicyError, match="got_ocr2' mixes them"):

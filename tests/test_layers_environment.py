@@ -5,7 +5,6 @@ import gc
 import pickle
 import threading
 import weakref
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -99,15 +98,18 @@ class TestHandle:
         model, inputs, seen = family.model(), family.inputs((2, 1)), []
 
         def note(module, args, kwargs):
-            seen.extend(weakref.ref(one) for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor))
+            for one in (*args, *kwargs.values()):
+                seen.extend(weakref.ref(x) for x in (one if isinstance(one, list) else [one]) if torch.is_tensor(x))
 
-        hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in model.get_decoder().layers]
+        watched = [model.get_decoder(), *model.get_decoder().layers]
+        hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in watched]
         with tokenprune.wrap(model, "fastv", keep=4) as handle:
-            hooks += [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in model.get_decoder().layers]
+            hooks += [module.register_forward_pre_hook(note, with_kwargs=True) for module in watched]
             cache = weakref.ref(model(**inputs, use_cache=True).past_key_values)
             gc.collect()
             assert len(seen) > 8
-            assert not [one().shape for one in (*seen, cache) if one() is not None]
+            given = set(map(id, inputs.values()))  # the caller's
+            assert not [type(one()) for one in (*seen, cache) if one() is not None and id(one()) not in given]
             assert handle.report().kept == 12
         for hook in hooks:
             hook.remove()
@@ -183,10 +185,26 @@ class TestOffloading:
         handle.remove()
         assert torch.equal(logits(generate(model, inputs)), dense)
 
+    def test_deepstack_method_of_the_instance(self):
+        """What somebody else put there is used, and is there afterwards."""
+        family, called = BY_NAME["qwen3_vl"], []
+        model, inputs = family.model(), family.inputs((2, 1))
+        decoder = model.get_decoder()
+
+        def counted(*args):
+            called.append(args)
+            return type(decoder)._deepstack_process(decoder, *args)
+
+        decoder._deepstack_process = counted
+        with tokenprune.wrap(model, "fastv", keep=4):
+            model(**inputs)
+        assert called
+        assert vars(decoder)["_deepstack_process"] is counted
+
     def test_deepstack_rows_that_are_moved(self):
         """accelerate hands the decoder other tensors than its caller gave, where they are on another device."""
         family = BY_NAME["qwen3_vl"]
-        model, inputs, decoder = family.model(), family.inputs((2, 1)), family.model().get_decoder()
+        model, inputs = family.model(), family.inputs((2, 1))
         with tokenprune.wrap(model, "fastv", keep=4):
             expected = model(**inputs).logits
             decoder = model.get_decoder()
@@ -281,9 +299,14 @@ class TestCaches:
     def test_after_remove(self, name):
         model, inputs = LLAVA.model(), LLAVA.inputs()
         with tokenprune.wrap(model, POLICIES[name]()):
-            cache = model(**inputs, use_cache=True).past_key_values
-        with pytest.raises(errors.StaleCacheError, match="past_key_values"):
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            with torch.no_grad():
+                cache = model(**inputs, use_cache=True).past_key_values
+            copied, before = copy.deepcopy(cache), [layer.get_seq_length() for layer in cache.layers]
+            model(input_ids=torch.tensor([[5]]), past_key_values=copied)
+            assert [layer.get_seq_length() for layer in cache.layers] == before
+        for one in (cache, copied):
+            with pytest.raises(errors.StaleCacheError, match="past_key_values"):
+                model(input_ids=torch.tensor([[5]]), past_key_values=one)
         cache.reset()  # forgets the pruned prompt
         assert model(input_ids=torch.tensor([[5]]), past_key_values=cache).logits.isfinite().all()
 
@@ -335,6 +358,16 @@ class TestAttention:
         with tokenprune.wrap(model, POLICIES[name]()):
             assert torch.equal(logits(generate(model, inputs)), pruned)
 
+    def test_a_class_derived_elsewhere(self):
+        """Eager attention is no registered function, but the one that the module's forward finds in its file."""
+        model, inputs = LLAVA.model(attention="eager"), LLAVA.inputs((2, 1))
+        with tokenprune.wrap(model, "fastv", keep=4):
+            expected = model(**inputs).logits
+        for layer in model.get_decoder().layers:
+            layer.self_attn.__class__ = type("Derived", (type(layer.self_attn),), {"__module__": __name__})
+        with tokenprune.wrap(model, "fastv", keep=4):
+            assert torch.equal(model(**inputs).logits, expected)
+
     @every_policy
     def test_attentions_and_hidden_states(self, name):
         """Every layer's are of the sequence that it read."""
@@ -351,32 +384,3 @@ class TestAttention:
         assert [one.shape[-2:] for one in out.attentions] == [(n, n) for n in lengths[1:]]
         assert [one.shape[1] for one in out.hidden_states] == lengths
         assert lengths[-1] < lengths[0]
-
-
-def test_policies_compute_in_float32_under_autocast():
-    """Autocast would make matrix products of scores and selections narrow."""
-    seen = []
-
-    @dataclass(kw_only=True)
-    class Spy(SparseVLM):
-        def product(self, of):
-            seen.append((of, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
-
-        def raters(self, x, visual, text):
-            self.product("raters")
-            return text
-
-        def score(self, attention, event):
-            self.product("score")
-            return super().score(attention, event)
-
-        def select(self, tokens, k):
-            self.product("select")
-            return super().select(tokens, k)
-
-    model = LLAVA.model()
-    policy = Spy(layers=(0, 1, 2), keeps=(0.5, 0.3, 0.2))
-    with tokenprune.wrap(model, policy), torch.autocast("cpu", torch.bfloat16):
-        model(**LLAVA.inputs((2, 1)))
-    assert {of for of, _ in seen} == {"raters", "score", "select"}
-    assert {dtype for _, dtype in seen} == {torch.float32}

@@ -103,7 +103,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("timing", [False, True])
     def test_dict_is_json(self, timing):
-        _, _, report = pruned([DivPrune(keep=12), STEPPED], timing=timing)
+        _, _, report = pruned([DivPrune(keep=24), STEPPED], timing=timing)
         data = json.loads(json.dumps(report.to_dict()))
         assert [one["layer"] for one in data["events"]] == [1, 3]
         assert set(data["events"][0]) == {"policy", "layer", "scored", "kept", "lengths", "event_ms", "saved_ms"}
@@ -188,7 +188,6 @@ class TestComposition:
 
     def test_shares_inside_are_of_what_was_kept_in_front(self):
         _, _, report = pruned([DivPrune(keep=12), FastV(layer=2, keep=0.25)])
-        print([unit.kept for unit in report.units])
         assert [unit.kept for unit in report.units] == [9] * 3
 
     def test_order_of_the_list_does_not_matter_between_stages(self):

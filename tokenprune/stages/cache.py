@@ -18,9 +18,12 @@ from ..errors import StaleCacheError, UnsupportedModelError
 
 
 class Life:
-    """Shared by a stage and the caches it pruned: False once the handle is removed."""
+    """Shared by a stage, the caches it pruned and their copies: False once the handle is removed."""
 
     alive = True
+
+    def __deepcopy__(self, memo: dict) -> Life:
+        return self
 
 
 @dataclass

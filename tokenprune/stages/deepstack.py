@@ -114,8 +114,14 @@ class LayerDeepStack:
         """
         if not hasattr(decoder, ADDS):
             return lambda: None
+        before = {ADDS: vars(decoder)[ADDS]} if ADDS in vars(decoder) else {}
         setattr(decoder, ADDS, _Adds(getattr(decoder, ADDS), short))
-        return lambda: vars(decoder).pop(ADDS, None)
+
+        def undo() -> None:
+            del vars(decoder)[ADDS]
+            vars(decoder).update(before)
+
+        return undo
 
     def merge(self, sample: Tensor, slots: Tensor, selection: Selection) -> None:
         """As `DeepStack.merge`, with positions of the decoder's input."""

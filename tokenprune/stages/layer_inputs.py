@@ -102,7 +102,7 @@ def _mask(
     parts: Parts, call: LayerCall, layer: int, kind: str, hidden: Tensor, new: int, cache: Any, old: LayerState | None
 ) -> Any:
     """The mask transformers makes for the layer's own cache, once for all layers of a kind behind the same drop."""
-    key = ("mask", kind, id(old), id(call.sequence))
+    key = ("mask", kind, id(old), len(call.outcomes))
     if key not in call.renewed:
         seen = call.seen(new, old)
         function = MASKS[kind]
@@ -150,7 +150,9 @@ def _positions(call: LayerCall, old: LayerState | None) -> Tensor | None:
         return call.sequence.positions
     if old is None or old.shift is None:
         return None
-    return call.positions - old.shift.to(call.positions.device)[:, None]
+    if (key := ("positions", id(old))) not in call.renewed:
+        call.renewed[key] = call.positions - old.shift.to(call.positions.device)[:, None]
+    return call.renewed[key]
 
 
 def _renumbered(
@@ -164,7 +166,7 @@ def _renumbered(
 ) -> dict[str, Any]:
     changed = {} if kwargs.get("position_ids") is None else {"position_ids": positions}
     if kwargs.get("position_embeddings") is not None:
-        key = ("rotary", kind, id(old), id(call.sequence))
+        key = ("rotary", kind, id(old), len(call.outcomes))
         if key not in call.renewed:
             embedding = getattr(parts.decoder, "rotary_emb", None)
             if embedding is None:

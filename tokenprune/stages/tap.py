@@ -8,7 +8,7 @@ config it read before.
 from __future__ import annotations
 
 import copy
-import sys
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +46,7 @@ def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     """The attention implementation of the model, after a note."""
     original, note = module.config._tokenprune
     note(module, query, key, attention_mask, kwargs)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager = inspect.unwrap(type(module).forward).__globals__.get("eager_attention_forward")
     function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
     return function(_WithConfig(module, original), query, key, value, attention_mask, **kwargs)
 
