@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "command": [*LIBRARY, "command"],
     "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],
     "cli": [*LIBRARY, "command", "train_cli", "cli"],
-    "eval": [*LIBRARY, "eval"],
+    "eval": [*LIBRARY, "calibrate", "eval"],
     "demos": ["", "cli", "eval"],  # the public face only
 }
 TRANSFORMERS = {"adapters", "stages", "command", "eval", "demos"}

@@ -15,7 +15,6 @@ def every_third(every_third_somewhere):
     return every_third_somewhere
 
 
-
 @pytest.mark.parametrize("family", [LLAVA, QWEN2_5_VL], ids=lambda family: family.name)
 def test_compiled_decode(family, every_third):
     """`generate` compiles its decode steps over a static cache, without a graph break, on a pruned prompt."""

@@ -121,7 +121,7 @@ class TestBadModels:
         refused(
             name,
             FastV(layer=5, keep=4),
-            r"leave layer 5, and layers \d to \d .* keys of layer 4, .*layer 4 at the latest",
+            r"leave layer 5, and from layer 5 on .* keys of layer 4, .*layer 4 at the latest",
         )
         with tokenprune.wrap(BY_NAME[name].model(), FastV(layer=4, keep=4)) as handle:
             handle._stage.parts.model(**BY_NAME[name].inputs())

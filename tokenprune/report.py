@@ -101,7 +101,8 @@ class Report:
         lengths: per sample (dense, pruned) length of the sequence as the language model's first layer reads it, padding
             left out.
         events: what happened inside the language model, in order.
-        selection_ms: time the selection took, if `wrap(..., timing=True)`; None otherwise.
+        selection_ms: time the selection in front of the language model took, if `wrap(..., timing=True)` and any was
+            made there; None otherwise.
         shape: sizes of the decoder, None where its config does not name them.
     """
 

@@ -7,7 +7,16 @@ from tokenprune.adapters import ADAPTERS, Adapter
 
 from . import BUILT, REFUSED, REFUSED_INSIDE, Family
 
-COLUMNS = ("image", "video", "several images", "padding", "tiles", "tower features", "tower attention", "decoder layers")
+COLUMNS = (
+    "image",
+    "video",
+    "several images",
+    "padding",
+    "tiles",
+    "tower features",
+    "tower attention",
+    "decoder layers",
+)
 HEAD = f"| `model_type` | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}\n"
 
 

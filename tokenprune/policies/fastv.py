@@ -52,7 +52,7 @@ class FastV(LayerPolicy):
         if not 1 <= drop < depth:
             raise InvalidArgumentError(
                 f"layer={self.layer!r} is layer {drop} of a decoder with {depth} layers: give an int from 1 to "
-                f"{depth - 1}."
+                f"{depth - 1}, or a share."
             )
         return (Event(drop=drop, score=drop - 1, rows="last"),)
 

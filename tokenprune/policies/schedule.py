@@ -35,7 +35,12 @@ class ScheduledPolicy(LayerPolicy):
 
     def __post_init__(self):
         super().__post_init__()
-        self.layers = tuple(self.layers)
+        for name in ("layers", "keeps"):
+            if not isinstance(value := getattr(self, name), (tuple, list, type(None))):
+                raise InvalidArgumentError(
+                    f"{name}={value!r} is no tuple: give one entry for each layer, ({value!r},)."
+                )
+        self.layers = tuple(self.layers or ())
         if not self.layers:
             raise InvalidArgumentError("layers=() prunes nowhere: give at least one layer.")
         for layer in self.layers:

@@ -22,8 +22,9 @@ from .continued import remember_layers
 from .deepstack import DeepStack, LayerDeepStack
 from .entered import Seen, enter
 from .gather import Cut
+from .happened import Clock, Happened, History
 from .hook import Hook
-from .layer_call import LayerCall, Outcome, Planned, Sequence, hidden_rows, streams
+from .layer_call import LayerCall, Planned, Sequence, hidden_rows, laid_out_as
 from .layer_inputs import frequencies, renew
 from .layer_plan import attention_of, planned
 from .parts import Parts
@@ -59,28 +60,28 @@ class LayerStage:
         parts: Parts,
         policies: list[LayerPolicy],
         positions: str | None,
-        clock: Callable[[Tensor], float | None],
+        clock: Clock,
     ):
         self.parts, self.policies, self.clock = parts, policies, clock
-        self.at: dict[int, list[Planned]] = planned(parts, policies, positions)
+        self.planned: dict[int, list[Planned]] = planned(parts, policies, positions)
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
 
     @property
     def events(self) -> list[Planned]:
         """All, in the order they happen."""
-        return [one for drop in sorted(self.at) for one in self.at[drop]]
+        return [one for drop in sorted(self.planned) for one in self.planned[drop]]
 
     @property
     def call(self) -> LayerCall | None:
         return getattr(self._local, "call", None)
 
     def install(self) -> None:
-        if not self.at:
+        if not self.planned:
             return
         layers = self.parts.decoder.layers
         self._undo.append(layers[0].register_forward_pre_hook(Hook(self._starts), with_kwargs=True).remove)
-        for i in range(min(self.at), len(layers)):
+        for i in range(min(self.planned), len(layers)):
             before = Hook(lambda module, args, kwargs, i=i: self.before_layer(i, module, args, kwargs))
             self._undo.append(layers[i].register_forward_pre_hook(before, with_kwargs=True).remove)
         for i in sorted({one.score for one in self.events if one.score is not None}):
@@ -93,14 +94,14 @@ class LayerStage:
 
     # One call of the decoder
 
-    def enters(self, kwargs: dict[str, Any], mask: Tensor | None) -> None:
+    def start(self, kwargs: dict[str, Any], mask: Tensor | None) -> None:
         """Any call: one without visual tokens may continue a cache that was pruned.
 
         Args:
             kwargs: of the decoder.
             mask: [B, past + L] over slots of the first layer, None where all are valid.
         """
-        if not self.at:
+        if not self.planned:
             return
         x, cache, positions = kwargs.get("inputs_embeds"), kwargs.get("past_key_values"), kwargs.get("position_ids")
         x = kwargs["input_ids"] if x is None else x
@@ -112,7 +113,7 @@ class LayerStage:
         positions = None if positions is None or positions.ndim != 2 else positions
         self._local.call = LayerCall(past=past, mask=mask, positions=positions, batch=x.shape[0], static=static)
 
-    def begins(
+    def show(
         self,
         kwargs: dict[str, Any],
         *,
@@ -122,7 +123,7 @@ class LayerStage:
         visual: Tensor,
         image_sizes: list[tuple[int, int]] | None,
     ) -> None:
-        """A call with visual tokens, once it is known as `enters` wants it.
+        """A call with visual tokens, which `start` knows of.
 
         Args:
             kwargs: of the decoder.
@@ -132,7 +133,7 @@ class LayerStage:
             visual: [B, L] bool, all that is no text: tokens of units, and separators.
             image_sizes: (width, height) of the pictures of the batch in order, or None.
         """
-        if not self.at:
+        if not self.planned:
             return
         call, left = self.call, [len(unit.slots) for unit in units]
         for one in self.events:
@@ -160,7 +161,7 @@ class LayerStage:
             LayerDeepStack.check(self.parts.decoder, deepstack, call.pending[0].event.drop)
             call.deepstack = LayerDeepStack(deepstack)
 
-    def leaves(self) -> Cut | None:
+    def finish(self) -> Cut | None:
         """The decoder is through: what left of its input, None where nothing did.
 
         Raises:
@@ -173,10 +174,10 @@ class LayerStage:
             one = call.pending[0]
             raise NotEngagedError(
                 f"policy {one.policy.name!r} was to remove visual tokens at layer {one.event.drop} of "
-                f"{type(self.parts.decoder).__name__}, and that layer was not called: report it as a bug with the "
-                "versions of transformers and tokenprune."
+                f"{type(self.parts.decoder).__name__}, and that layer was not called: leave the decoder's layers as "
+                "they were when it was wrapped, or wrap it again."
             )
-        call.mark(self.clock(call.sequence.real))
+        call.history.mark(self.clock(call.sequence.real))
         return call.cut
 
     def forget(self) -> None:
@@ -185,11 +186,11 @@ class LayerStage:
 
     def remember(self, cache: Any) -> None:
         """Tell the cache, which knows of this call already, what its layers hold."""
-        remember_layers(cache, self.call, sorted(self.at))
+        remember_layers(cache, self.call, sorted(self.planned))
 
-    def reports(self) -> list[EventReport]:
-        """What happened in this call."""
-        return self.call.reports(len(self.parts.decoder.layers))
+    def reports(self, history: History) -> list[EventReport]:
+        """What happened in a call. Reads the device."""
+        return history.reports(len(self.parts.decoder.layers))
 
     # Hooks
 
@@ -197,14 +198,14 @@ class LayerStage:
         """The first layer is entered: what the decoder does before is no layer's time."""
         call = self.call
         if call is not None and call.pending:
-            call.mark(self.clock(args[0] if args else kwargs["hidden_states"]))
+            call.history.mark(self.clock(args[0] if args else kwargs["hidden_states"]))
 
     def before_layer(self, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         call = self.call
         if call is None:
             return None
         call.layer = i
-        for one in self.at.get(i, ()):
+        for one in self.planned.get(i, ()):
             if one in call.pending:
                 args, kwargs = self._happen(call, one, i, module, args, kwargs)
         return self._renewed(call, i, args, kwargs)
@@ -229,9 +230,11 @@ class LayerStage:
             return
         entered = getattr(self._local, "entered", None)
         for one in call.pending:
-            if one.score == i and (one is entered if entered else not one.again):
-                with self._timed(call, one, query):
-                    call.scores[one] = self._score(call, one, query, key, mask, options)
+            if one.score == i and (one is entered if entered else not one.enters):
+                started = self.clock(query)
+                call.scores[one] = self._score(call, one, query, key, mask, options)
+                if started is not None and not entered:  # else it falls into the time of the event itself
+                    call.scored[one] = 1e3 * (self.clock(query) - started)
         if entered:
             raise Seen
 
@@ -267,26 +270,29 @@ class LayerStage:
         self, call: LayerCall, one: Planned, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         """Tokens leave in front of layer i: its arguments with shorter hidden states."""
-        hidden = args[0] if args else kwargs["hidden_states"]
-        call.mark(self.clock(hidden))
-        with self._timed(call, one, hidden):
-            if one.again:
-                self._enter(one, module, *self._renewed(call, i, args, kwargs))
-            rows, scores = hidden_rows(hidden, call.batch), self._scores(call, one, hidden.device)
-            visual = call.sequence.visual.to(hidden.device)
-            for what, values in (("hidden states", rows), ("scores", scores)):
-                if values is not None and not bool(torch.isfinite(values[visual]).all()):
-                    raise InvalidFeaturesError(
-                        f"{what} in front of layer {i} are NaN or Inf at visual tokens: check pixel_values and the "
-                        "dtype of the model (fp16 overflows; bf16 or fp32 do not)."
-                    )
-            with torch.autocast(hidden.device.type, enabled=False):
-                rows, kept = choose(call, one, rows, scores)
-            rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
+        hidden, history = args[0] if args else kwargs["hidden_states"], call.history
+        history.mark(started := self.clock(hidden))
+        if one.enters:
+            self._enter(one, module, *self._renewed(call, i, args, kwargs))
+        rows, scores = hidden_rows(hidden, call.batch), self._scores(call, one, hidden.device)
+        visual = call.sequence.visual.to(hidden.device)
+        for what, values in (("hidden states", rows), ("scores", scores)):
+            if values is not None and not bool(torch.isfinite(values[visual]).all()):
+                raise InvalidFeaturesError(
+                    f"{what} in front of layer {i} are NaN or Inf at visual tokens: check pixel_values and the dtype "
+                    "of the model (fp16 overflows; bf16 or fp32 do not)."
+                )
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows, kept = choose(call, one, rows, scores)
+        rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
         call.pending.remove(one)
-        call.outcomes.append(Outcome(one, kept, call.sequence.real.sum(1)))
-        call.mark(self.clock(hidden))
-        hidden = streams(rows, hidden, call.batch)
+        happened = Happened(one.policy.name, one.event, one.score, kept, call.sequence.real.sum(1))
+        history.mark(ended := self.clock(hidden))
+        if started is not None:
+            happened.scored = call.scored.get(one, 0.0)
+            happened.spent = happened.scored + 1e3 * (ended - started)
+        history.events.append(happened)
+        hidden = laid_out_as(hidden, rows, call.batch)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     @torch.no_grad()
@@ -332,22 +338,3 @@ class LayerStage:
             call.sequence = call.sequence.renumbered(call.positions, None if old is None else old.shift)
         call.drops[i] = call.sequence
         return step.take(rows, 1)
-
-    def _timed(self, call: LayerCall, one: Planned, like: Tensor) -> _Timed:
-        return _Timed(self.clock, like, call.spent, one)
-
-
-class _Timed:
-    """Adds the milliseconds inside of it to `spent[one]`, where there is a clock. Those of an inner one count once."""
-
-    def __init__(
-        self, clock: Callable[[Tensor], float | None], like: Tensor, spent: dict[Planned, float], one: Planned
-    ):
-        self._clock, self._like, self._spent, self._one = clock, like, spent, one
-
-    def __enter__(self) -> None:
-        self._before, self._started = self._spent.get(self._one, 0.0), self._clock(self._like)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._started is not None:
-            self._spent[self._one] = self._before + 1e3 * (self._clock(self._like) - self._started)

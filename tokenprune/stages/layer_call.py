@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..layers import Event
 from ..policies.layer import LayerPolicy
-from ..report import EventReport
 from .cache import LayerState
 from .deepstack import LayerDeepStack
 from .gather import Cut
+from .happened import History
 from .units import UnitState
 
 
@@ -23,29 +23,15 @@ class Planned:
 
     Attributes:
         score: layer whose attention is read; None where none is.
-        again: that layer is the one that tokens leave, and is entered once with all of them to be read.
+        enters: that layer is the one that tokens leave, and is entered once with all of them to be read.
         compact: the tokens left are renumbered.
     """
 
     policy: LayerPolicy
     event: Event
     score: int | None
-    again: bool
+    enters: bool
     compact: bool
-
-
-@dataclass
-class Outcome:
-    """What became of one event.
-
-    Attributes:
-        kept: tokens of every unit behind it.
-        lengths: [B], tokens of every prompt behind it, padding left out.
-    """
-
-    planned: Planned
-    kept: list[int]
-    lengths: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +103,10 @@ class LayerCall:
         pending: events to come.
         scores: [B, L] of events to come.
         drops: what is left behind every drop.
-        spent: milliseconds of events so far, where they are timed.
+        scored: milliseconds that scores of events to come took inside a layer, where they are timed.
+        history: what happened so far.
         renewed: masks and positions made for the layers behind a drop.
         layer: that was entered last.
-        marks: seconds at the start, before and after every event, and at the end, where they are timed.
     """
 
     past: int
@@ -136,11 +122,10 @@ class LayerCall:
     scores: dict[Planned, Tensor] = field(default_factory=dict)
     drops: dict[int, Sequence] = field(default_factory=dict)
     deepstack: LayerDeepStack | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
-    spent: dict[Planned, float] = field(default_factory=dict)
+    scored: dict[Planned, float] = field(default_factory=dict)
+    history: History = field(default_factory=History)
     renewed: dict[Any, Any] = field(default_factory=dict)
     layer: int = 0
-    marks: list[float] = field(default_factory=list)
 
     @property
     def cut(self) -> Cut | None:
@@ -177,43 +162,12 @@ class LayerCall:
         here = ones.expand(self.batch, new) if here is None else here.bool()
         return torch.cat([before, here.to(before.device)], 1)
 
-    def mark(self, now: float | None) -> None:
-        if now is not None:
-            self.marks.append(now)
-
-    def reports(self, depth: int) -> list[EventReport]:
-        """What the events did; of `depth` layers, each is taken to cost what those with its sequence do on average."""
-        at = [0, *(one.planned.event.drop for one in self.outcomes), depth]
-        spent = [self.spent.get(one.planned) for one in self.outcomes]
-        layer = []  # milliseconds of one, in every stretch
-        for i, (start, end) in enumerate(zip(self.marks[::2], self.marks[1::2], strict=True)):
-            tapped = 0.0
-            if i < len(spent):  # the reading of rows happened inside a layer, before the event's own marks
-                tapped = spent[i] - 1e3 * (self.marks[2 * i + 2] - self.marks[2 * i + 1])
-            layer.append((1e3 * (end - start) - tapped) / max(1, at[i + 1] - at[i]))
-        reports = []
-        for i, outcome in enumerate(self.outcomes):
-            event = outcome.planned.event
-            saved = (depth - event.drop) * (layer[i] - layer[i + 1]) if layer else None
-            reports.append(
-                EventReport(
-                    policy=outcome.planned.policy.name,
-                    layer=event.drop,
-                    scored=outcome.planned.score,
-                    kept=sum(outcome.kept),
-                    lengths=outcome.lengths.tolist(),
-                    event_ms=spent[i],
-                    saved_ms=saved,
-                )
-            )
-        return reports
-
 
 def hidden_rows(hidden: Tensor, batch: int) -> Tensor:
     """[B, L, ...] hidden states, where a layer keeps several streams beside each other, [S, B, L, D], too."""
     return hidden if hidden.ndim == 3 or hidden.shape[0] == batch else hidden.movedim(0, 2)
 
 
-def streams(rows: Tensor, hidden: Tensor, batch: int) -> Tensor:
-    """`rows` laid out as `hidden` was."""
+def laid_out_as(hidden: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """Rows [B, L, ...] in the layout of `hidden`."""
     return rows if hidden.ndim == 3 or hidden.shape[0] == batch else rows.movedim(2, 0)

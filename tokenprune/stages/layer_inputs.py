@@ -63,6 +63,8 @@ def renew(
         given, mask = kwargs.get("attention_mask"), _mask(parts, call, layer, kind, hidden, new, cache, old)
         if cut is not None and _is_matrix(given):
             mask = _as_given(mask, given, cut, static=call.static)
+        if _is_matrix(mask):  # layers that share keys may go on with the last rows only
+            mask = mask[:, :, -new:]
         kwargs = {**kwargs, "attention_mask": mask}
     if (positions := _positions(call, old)) is not None:
         kwargs = {**kwargs, **_renumbered(parts, call, kind, kwargs, hidden, positions, old)}
@@ -102,7 +104,7 @@ def _mask(
     parts: Parts, call: LayerCall, layer: int, kind: str, hidden: Tensor, new: int, cache: Any, old: LayerState | None
 ) -> Any:
     """The mask transformers makes for the layer's own cache, once for all layers of a kind behind the same drop."""
-    key = ("mask", kind, id(old), len(call.outcomes))
+    key = ("mask", kind, id(old), len(call.history.events))
     if key not in call.renewed:
         seen = call.seen(new, old)
         function = MASKS[kind]
@@ -140,7 +142,7 @@ def _as_given(mask: Any, given: Tensor, cut: Cut, *, static: bool) -> Any:
         return mask
     first = 0 if static else mask.shape[-1] - new
     inner = cut.shorten_mask(given[..., : cut.length] if static else given[..., -cut.length :])
-    mask = mask.expand(inner.shape[0], -1, -1, -1)
+    mask = mask.expand(inner.shape[0], -1, -1, -1)[:, :, -inner.shape[2] :]
     return torch.cat([mask[..., :first], inner, mask[..., first + new :]], -1)
 
 
@@ -166,7 +168,7 @@ def _renumbered(
 ) -> dict[str, Any]:
     changed = {} if kwargs.get("position_ids") is None else {"position_ids": positions}
     if kwargs.get("position_embeddings") is not None:
-        key = ("rotary", kind, id(old), len(call.outcomes))
+        key = ("rotary", kind, id(old), len(call.history.events))
         if key not in call.renewed:
             embedding = getattr(parts.decoder, "rotary_emb", None)
             if embedding is None:

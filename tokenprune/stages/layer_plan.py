@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InvalidArgumentError, UnsupportedModelError, UnsupportedPolicyError
+from ..errors import UnsupportedModelError, UnsupportedPolicyError
 from ..policies.layer import LayerPolicy
 from .layer_call import Planned
 from .parts import Parts
-from .positions import NO_COMPACT
 
 ATTENTION = ("self_attn", "attn", "attention", "mixer")
 SOFTMAX = ("full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding")
@@ -23,7 +22,7 @@ def planned(parts: Parts, policies: list[LayerPolicy], positions: str | None) ->
         positions: for all policies, or None for each one's own; position ids of several axes keep what they are then.
 
     Raises:
-        InvalidArgumentError: "compact" positions asked for where they have no meaning.
+        InvalidArgumentError: a layer that the decoder does not have.
         UnsupportedModelError: a decoder without a list of layers, or whose last layers read keys of one before a drop.
         UnsupportedPolicyError: a layer to be read that computes no softmax attention.
     """
@@ -40,8 +39,6 @@ def planned(parts: Parts, policies: list[LayerPolicy], positions: str | None) ->
             f"model of the family {parts.adapter.model_type!r} has no list of decoder layers: use policies in front of "
             "the language model."
         )
-    if positions == "compact" and parts.several_axes:
-        raise InvalidArgumentError(NO_COMPACT.format(family=parts.adapter.model_type))
     depth = min(len(layers), getattr(parts.decoder.config, "num_hidden_layers", len(layers)))
     reads = [reads_softmax(parts.decoder.config, i, layers[i]) for i in range(depth)]
     at: dict[int, list[Planned]] = {}
@@ -49,10 +46,10 @@ def planned(parts: Parts, policies: list[LayerPolicy], positions: str | None) ->
         own = positions or ("original" if parts.several_axes else policy.positions)
         for event in policy.events(depth):
             _check_shared_keys(parts, event.drop, depth)
-            again, score = event.score == event.drop, None
+            enters, score = event.score == event.drop, None
             if event.score is not None:
                 score = event.score
-                while not reads[score] and not again and score > 0:  # the nearest before it that can be read
+                while not reads[score] and not enters and score > 0:  # the nearest before it that can be read
                     score -= 1
                 if not reads[score]:
                     possible = ", ".join(str(i) for i, fits in enumerate(reads) if fits) or "none"
@@ -60,7 +57,7 @@ def planned(parts: Parts, policies: list[LayerPolicy], positions: str | None) ->
                         f"policy {policy.name!r} reads the attention of layer {event.score}, and that layer of "
                         f"{parts.adapter.model_type!r} computes none that can be read; these do: {possible}."
                     )
-            at.setdefault(event.drop, []).append(Planned(policy, event, score, again, own == "compact"))
+            at.setdefault(event.drop, []).append(Planned(policy, event, score, enters, own == "compact"))
     return at
 
 
@@ -87,6 +84,6 @@ def _check_shared_keys(parts: Parts, drop: int, depth: int) -> None:
     if drop > last:
         remedy = f"drop at layer {last} at the latest" if last else "use policies in front of the language model"
         raise UnsupportedModelError(
-            f"visual tokens are to leave layer {drop}, and layers {own} to {depth - 1} of {parts.adapter.model_type!r} "
-            f"read the keys of layer {last}, where all are there: {remedy}."
+            f"visual tokens are to leave layer {drop}, and from layer {own} on {parts.adapter.model_type!r} reads the "
+            f"keys of layer {last}, where all are there: {remedy}."
         )

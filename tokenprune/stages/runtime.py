@@ -29,13 +29,14 @@ from ..errors import InputError, InvalidArgumentError, NotEngagedError, Unsuppor
 from ..policies import ProjectorPolicy
 from ..policies.base import Need
 from ..policies.layer import LayerPolicy
-from ..report import EventReport, Report
+from ..report import Report
 from .cache import Life, physical_length, state_of
 from .continued import continue_cache, remember
 from .decoder import LayerStage
 from .deepstack import DeepStack
 from .features import FeatureWatch, known_features
 from .gather import Cut, shorten_inputs
+from .happened import History
 from .hook import Hook
 from .parts import Parts
 from .positions import NO_COMPACT, compact, one_sequence
@@ -55,13 +56,13 @@ class Outcome:
         units: after the policies.
         lengths: [B, 2], tokens before and after, padding left out.
         elapsed: milliseconds of the selection in front of the decoder, None if not asked for.
-        events: what happened inside the decoder.
+        history: what happened inside the decoder.
     """
 
     units: list[UnitState]
     lengths: Tensor
     elapsed: float | None
-    events: list[EventReport] = field(default_factory=list)
+    history: History = field(default_factory=History)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ class Stages:
             known = {
                 "units": [unit.report() for unit in self._last.units],
                 "lengths": [(int(before), int(after)) for before, after in self._last.lengths],
-                "events": self._last.events,
+                "events": self.layers.reports(self._last.history),
                 "selection_ms": self._last.elapsed,
                 "shape": self.parts.decoder_shape(),
             }
@@ -178,7 +179,10 @@ class Stages:
     @property
     def keeps_all(self) -> bool:
         """By share; a count of 1 keeps one token."""
-        return all(isinstance(policy.keep, float) and policy.keep == 1.0 for policy in self.every_policy)
+        return all(
+            isinstance(policy.keep, float) and policy.keep == 1.0 and not getattr(policy, "everywhere", False)
+            for policy in self.every_policy
+        )
 
     # Hooks
 
@@ -227,7 +231,7 @@ class Stages:
     def before_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         call, x = self.call, kwargs.get("inputs_embeds")
         if call is None or x is None or call.visual.shape != x.shape[:2]:
-            self.layers.enters(kwargs, getattr(self._local, "mask", None))
+            self.layers.start(kwargs, getattr(self._local, "mask", None))
             return None
         units = self._units(call, x.device)
         call.wanted = budgets_remove(self.policies, units)
@@ -304,8 +308,8 @@ class Stages:
             shift = None if (state := state_of(cache)) is None else state.shift
             facts = {"life": self.life, "cut": Cut.whole(real), "real": real, "mask": mask, "shift": shift}
             call.note = partial(remember, past=physical_length(cache), **facts)
-        self.layers.enters(kwargs, mask)
-        self.layers.begins(kwargs, units=units, real=real, place=place, visual=visual, image_sizes=self.image_sizes)
+        self.layers.start(kwargs, mask)
+        self.layers.show(kwargs, units=units, real=real, place=place, visual=visual, image_sizes=self.image_sizes)
 
     def after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """The decoder may have made the cache itself."""
@@ -314,9 +318,9 @@ class Stages:
             return None
         values = output if isinstance(output, tuple) else output.values()
         cache = next((value for value in values if hasattr(value, "get_query_offset")), None)
-        inside = self.layers.leaves()
+        inside = self.layers.finish()
         if inside is not None:
-            call.outcome.events = self.layers.reports()
+            call.outcome.history = self.layers.call.history
         self._last = call.outcome or self._last
         if cache is not None:
             if state_of(cache) is None if call.cut is not None else inside is not None:
