@@ -1,9 +1,10 @@
 """What tests look at a model and a policy with."""
 
+import pytest
 import torch
 
 from tests import reference
-from tests.families import IMAGE, VIDEO
+from tests.families import IMAGE, LLAVA, VIDEO
 
 STEPS = 7  # the prefill and six decode steps
 TOLERANCE = 2e-5  # float32 noise of a 4-layer decoder whose logits spread over +-5; a wrong position costs 0.1 to 4
@@ -28,6 +29,22 @@ def snapshot(model):
 def same(a, b):
     weights = all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
     return weights and all(a[part] == b[part] for part in a if part != "weights")
+
+
+class NothingHalfWrapped:
+    """Tests of a class that give a `model` a bad argument: it is left as it was."""
+
+    @pytest.fixture
+    def model(self):
+        model = LLAVA.model()
+        model(**LLAVA.inputs())  # transformers installs its own lazy hooks on first use
+        return model
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_half_wrapped(self, model):
+        before = snapshot(model)
+        yield
+        assert same(before, snapshot(model))
 
 
 def spy(seen, needs):

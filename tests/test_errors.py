@@ -10,23 +10,11 @@ import transformers
 import tokenprune
 from tests import reference
 from tests.families import BY_NAME, LLAVA, PRE_ENCODES, QWEN2_5_VL, REFUSED, TEXT
-from tests.probes import same, snapshot, spy
+from tests.probes import NothingHalfWrapped, spy
 from tokenprune import errors
 
 
-class TestBadArguments:
-    @pytest.fixture
-    def model(self):
-        model = LLAVA.model()
-        model(**LLAVA.inputs())  # transformers installs its own lazy hooks on first use
-        return model
-
-    @pytest.fixture(autouse=True)
-    def nothing_is_half_wrapped(self, model):
-        before = snapshot(model)
-        yield
-        assert same(before, snapshot(model))
-
+class TestBadArguments(NothingHalfWrapped):
     @pytest.mark.parametrize(
         ("keep", "words"),
         [

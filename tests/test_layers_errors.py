@@ -10,7 +10,7 @@ from transformers import StaticCache
 import tokenprune
 from tests.conftest import EveryThirdInside
 from tests.families import BY_NAME, LLAVA, QWEN2_5_VL
-from tests.probes import generate, same, snapshot
+from tests.probes import NothingHalfWrapped, generate, same, snapshot
 from tokenprune import FastV, PyramidDrop, Selection, SparseVLM, errors
 from tokenprune.adapters import lookup
 from tokenprune.stages import decoder
@@ -19,24 +19,12 @@ from tokenprune.stages.parts import Parts
 INSIDE = [name for name in BY_NAME if (adapter := lookup(BY_NAME[name].model_type)) and adapter.between_layers]
 
 
-class TestBadArguments:
-    @pytest.fixture
-    def model(self):
-        model = LLAVA.model()
-        model(**LLAVA.inputs())  # transformers installs its own lazy hooks on first use
-        return model
-
-    @pytest.fixture(autouse=True)
-    def nothing_is_half_wrapped(self, model):
-        before = snapshot(model)
-        yield
-        assert same(before, snapshot(model))
-
+class TestBadArguments(NothingHalfWrapped):
     @pytest.mark.parametrize(
         ("policy", "words"),
         [
-            (lambda: FastV(layer=4, keep=4), r"layer=4 .*4 layers: give an int from 1 to 3\.$"),
-            (lambda: FastV(layer=0.1, keep=4), r"layer=0\.1 is layer 0 .*from 1 to 3\.$"),
+            (lambda: FastV(layer=4, keep=4), r"layer=4 .*4 layers: give an int from 1 to 3, or a share\.$"),
+            (lambda: FastV(layer=0.1, keep=4), r"layer=0\.1 is layer 0 .*from 1 to 3, or a share\.$"),
             (lambda: FastV(layer=0, keep=4), "layer=0 is neither"),
             (lambda: FastV(layer=True, keep=4), "layer=True is neither"),
             (lambda: FastV(layer=1.0, keep=4), r"layer=1\.0 is neither"),
