@@ -30,8 +30,10 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .. import Policy, list_policies
 from . import intervals, pareto, shapes
-from .asking import Batch, Way, check_against_generate, encoded, way
+from .asking import Batch, Stacked, Way, check_against_generate, encoded, way
 from .clock import machine, ratios
+from .inside import EASY as FEW
+from .inside import FRONTS, Inside
 from .rows import configurations, described
 from .shapes.evaluate import majority
 from .shapes.questions import Question
@@ -100,6 +102,12 @@ class Questions:
     def __len__(self) -> int:
         return len(self.kinds)
 
+    def first(self, few: int) -> list[Batch]:
+        """The batches with all questions, but of easy-VQA only about so many."""
+        left = len(self) if EASY not in self.parts else self.parts[EASY].start + few
+        ends = np.cumsum([len(batch.samples) for batch in self.batches])
+        return self.batches[: int((ends <= left).sum()) or 1]
+
     def facts(self) -> dict:
         """Per set: questions by kind, pictures, and what always giving the commonest answer of a kind scores."""
         return {
@@ -113,11 +121,13 @@ class Questions:
         }
 
 
-def answers(ways: list[Way], keeps: tuple[float, ...], questions: Questions) -> dict[float, tuple[np.ndarray, int]]:
+def answers(
+    ways: list[Way], keeps: tuple[float, ...], batches: list[Batch]
+) -> dict[float, tuple[np.ndarray, int | float]]:
     """keep -> right [len(ways), questions] bool, and visual tokens kept per picture."""
     right: dict[float, list[list[torch.Tensor]]] = {keep: [[] for _ in ways] for keep in keeps}
-    kept: dict[float, int] = {}
-    for batch in questions.batches:
+    kept: dict[float, int | float] = {}
+    for batch in batches:
         for number, one in enumerate(ways):
             for keep in keeps:
                 with one.at(keep, batch):
@@ -138,18 +148,24 @@ def unpacked(texts: list[str], count: int) -> np.ndarray:
     return np.stack([np.unpackbits(row, count=count) for row in rows]).astype(bool)
 
 
-def figures(right: np.ndarray, other: np.ndarray | None, questions: Questions) -> dict:
-    """Per set: correct answers (mean over seeds), interval, the same by kind, and the difference to `other`."""
-    found = {}
-    for name, part in questions.parts.items():
+def figures(right: np.ndarray, others: dict[str, np.ndarray], questions: Questions) -> dict:
+    """Per set: correct answers (mean over seeds), interval, the same by kind, and the differences to others.
+
+    A row that was asked the first questions only is compared on these.
+    """
+    found, asked = {}, right.shape[1]
+    for name, whole in questions.parts.items():
+        if whole.start >= asked:
+            continue
+        part = slice(whole.start, min(whole.stop, asked))
         mine, kinds, cluster = right[:, part], questions.kinds[part], questions.cluster[part]
         one = _figure(mine, cluster)
         one["by_kind"] = {str(k): _figure(mine[:, kinds == k], cluster[kinds == k]) for k in np.unique(kinds)}
         if len(mine) > 1:
             one["seeds"] = [int(row.sum()) for row in mine]
-        if other is not None:
+        for key, other in others.items():
             paired = intervals.difference(mine, other[:, part], cluster)
-            one["over_random"] = dict(zip(("mean", "low", "high"), (round(x, 5) for x in paired), strict=True))
+            one[key] = dict(zip(("mean", "low", "high"), (round(x, 5) for x in paired), strict=True))
         found[name] = one
     return found
 
@@ -178,9 +194,10 @@ def setup(questions: Questions) -> dict:
     }
 
 
-def configuration(policies: list[Policy]) -> str:
+def configuration(policies: list[Policy | Inside]) -> str:
     """What a row measured: the policy's settings, and the code in its file."""
-    tree = ast.parse(inspect.getsource(sys.modules[type(policies[0]).__module__]))
+    kind = type(policies[0].policy if isinstance(policies[0], Inside) else policies[0])
+    tree = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             node.body = [line for line in node.body if not _only_words(line)]
@@ -190,14 +207,14 @@ def configuration(policies: list[Policy]) -> str:
 def _only_words(line: ast.stmt) -> bool:
     """A docstring, or one of the lines for `tokenprune show`."""
     if isinstance(line, ast.AnnAssign):
-        return isinstance(line.target, ast.Name) and line.target.id in ("cost", "when", "limits")
+        return isinstance(line.target, ast.Name) and line.target.id in ("cost", "when", "limits", "reads")
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
 @torch.inference_mode()
 def measure(
     sets: dict[str, list[shapes.Sample]],
-    rows: dict[str, list[Policy]],
+    rows: dict[str, list[Policy | Inside]],
     repeats: int,
     *,
     only: list[str] | None,
@@ -224,18 +241,22 @@ def measure(
         result = {**setup(questions), "rows": []}
         timed = [batch for n in TIMED for batch in encoded(model, processor, next(iter(sets.values()))[:n])]
         dense, texts = way(model, processor, None), {name: configuration(several) for name, several in rows.items()}
-        known = _reusable(earlier, result, texts)
+        budgets = {DENSE: (1.0,), **{name: _keeps(several[0]) for name, several in rows.items()}}
+        known = _reusable(earlier, result, texts, budgets)
+        for cell in (one for name in known if isinstance(rows.get(name, [None])[0], Inside) for one in known[name]):
+            cell["against"] = rows[cell["row"]][0].against
         missing = {
             name: several
             for name, several in {DENSE: [None], **rows}.items()
-            if name not in known and (name == DENSE or only is None or several[0].name in only)
+            if name not in known and budgets[name] and (name == DENSE or only is None or several[0].name in only)
         }
         task = bar.add_task("measuring rows", total=len(missing))
         for name, several in missing.items():
             bar.update(task, description=name)
             ways = [way(model, processor, one) for one in several]
-            found = answers(ways, (1.0,) if name == DENSE else KEEPS, questions)
-            times = {} if name == DENSE else _times(dense, ways[0], timed, repeats)
+            inside = isinstance(ways[0], Stacked)
+            found = answers(ways, budgets[name], questions.first(FEW) if inside else questions.batches)
+            times = {} if name == DENSE else _times(dense, ways[0], budgets[name], timed, repeats)
             known[name] = [
                 {
                     "row": name,
@@ -245,6 +266,7 @@ def measure(
                     "tokens": kept,
                     "times": times.get(keep, {}),
                     "right": packed(right),
+                    **({"asked": right.shape[1], **ways[0].facts(keep)} if inside else {}),
                 }
                 for keep, (right, kept) in found.items()
             ]
@@ -255,7 +277,7 @@ def measure(
         again = [name for name in rows if retime and name in known and name not in missing]
         task = bar.add_task("measuring times", total=len(again))
         for name in again:
-            times = _times(dense, way(model, processor, rows[name][0]), timed, repeats)
+            times = _times(dense, way(model, processor, rows[name][0]), budgets[name], timed, repeats)
             known[name] = [{**cell, "times": times[cell["keep"]]} for cell in known[name]]
             bar.advance(task)
         result["rows"] = [cell for row in (DENSE, *rows) for cell in known.get(row, [])]
@@ -268,7 +290,13 @@ def _err() -> Console:
     return Console(stderr=True)
 
 
-def _reusable(earlier: dict | None, result: dict, texts: dict[str, str]) -> dict[str, list[dict]]:
+def _keeps(policy: Policy | Inside) -> tuple[float, ...]:
+    return policy.keeps(KEEPS) if isinstance(policy, Inside) else KEEPS
+
+
+def _reusable(
+    earlier: dict | None, result: dict, texts: dict[str, str], budgets: dict[str, tuple[float, ...]]
+) -> dict[str, list[dict]]:
     """Row -> cells of an earlier result, where setup, configuration and budgets are those of this one."""
     if earlier is None:
         return {}
@@ -279,26 +307,31 @@ def _reusable(earlier: dict | None, result: dict, texts: dict[str, str]) -> dict
     for cell in earlier["rows"]:
         if cell["configuration"] == texts.get(cell["row"], DENSE):
             found.setdefault(cell["row"], []).append(cell)
-    wanted = {name: [1.0] if name == DENSE else list(KEEPS) for name in found}
-    return {name: cells for name, cells in found.items() if [cell["keep"] for cell in cells] == wanted[name]}
+    return {name: cells for name, cells in found.items() if tuple(cell["keep"] for cell in cells) == budgets[name]}
 
 
-def _times(dense: Way, one: Way, timed: list[Batch], repeats: int) -> dict[float, dict[str, float]]:
+def _times(
+    dense: Way, one: Way, keeps: tuple[float, ...], timed: list[Batch], repeats: int
+) -> dict[float, dict[str, float]]:
     """keep -> "prefill, batch 1" and so on -> ratio to dense."""
-    found: dict[float, dict[str, float]] = {keep: {} for keep in KEEPS}
+    found: dict[float, dict[str, float]] = {keep: {} for keep in keeps}
     for batch in timed:
-        for keep, parts in ratios(dense, one, KEEPS, batch, repeats).items():
+        for keep, parts in ratios(dense, one, keeps, batch, repeats).items():
             found[keep] |= {f"{part}, batch {len(batch.samples)}": round(ratio, 4) for part, ratio in parts.items()}
     return found
 
 
 def compare(result: dict, questions: Questions) -> None:
-    """Figures of all cells from their answers, against `random` at the same budget where it is there."""
-    right = [unpacked(cell["right"], len(questions)) for cell in result["rows"]]
-    chance = {c["keep"]: r for c, r in zip(result["rows"], right, strict=True) if c["row"] == "random"}
+    """Figures of all cells from their answers, against `random` and others at the same budget where they are there."""
+    right = [unpacked(cell["right"], cell.get("asked", len(questions))) for cell in result["rows"]]
+    known = {(cell["row"], cell["keep"]): mine for cell, mine in zip(result["rows"], right, strict=True)}
+    few = min((cell["asked"] for cell in result["rows"] if "asked" in cell), default=None)
     for cell, mine in zip(result["rows"], right, strict=True):
-        other = None if cell["row"] == "random" else chance.get(cell["keep"])
-        cell["sets"] = figures(mine, other, questions)
+        against = cell.get("against", {} if cell["row"] == "random" else {"over_random": "random"})
+        others = {key: known[row, cell["keep"]] for key, row in against.items() if (row, cell["keep"]) in known}
+        cell["sets"] = figures(mine, {key: other[:, : mine.shape[1]] for key, other in others.items()}, questions)
+        if few is not None and cell["row"] in ("random", *FRONTS):  # on the questions that rows inside were asked
+            cell["few"] = figures(mine[:, :few], {}, questions)
 
 
 def written(result: dict) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,9 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .. import Handle, Policy, ProjectorPolicy, Report, Selection, VisualTokens, wrap
+from .. import Handle, LayerPolicy, Policy, ProjectorPolicy, Report, Selection, VisualTokens, wrap
+from ..adapters import lookup, supported
+from ..budget import Budget
+from ..stages.parts import find_parts
 from ..tokens import Tap
 from . import shapes
+from .inside import Inside
 
 BATCH = 50
 TEXT = frozenset({"text", "instruction"})
@@ -139,6 +144,15 @@ class OncePerPicture(ProjectorPolicy):
         return Selection(**{name: None if value is None else value[self.owner] for name, value in values.items()})
 
 
+def once(policy: ProjectorPolicy | LayerPolicy, batch: Batch) -> ProjectorPolicy | LayerPolicy:
+    """The policy, asked once per picture where that is all that it looks at."""
+    shared = len(batch.pictures) < len(batch.samples)
+    if not shared or not policy.needs or policy.needs & TEXT:  # one without needs may still differ by prompt: random
+        return policy
+    budget = {field.name: getattr(policy, field.name) for field in fields(Policy)}
+    return OncePerPicture(policy=policy, owner=batch.owner, **budget)
+
+
 class Pruned(Way):
     """A policy that `wrap` runs."""
 
@@ -148,14 +162,13 @@ class Pruned(Way):
         self._handle: Handle | None = None
         self._noted: tuple[Batch, BaseModelOutputWithPooling] | None = None
 
+    def policies(self, keep: float, batch: Batch) -> list[Policy]:
+        """What runs for that budget."""
+        return [once(replace(self.policy, keep=keep), batch)]
+
     @contextmanager
     def at(self, keep: float, batch: Batch) -> Iterator[None]:
-        policy, needs = self.policy, self.policy.needs
-        shared = len(batch.pictures) < len(batch.samples)
-        if shared and needs and not needs & TEXT:  # one without needs may still differ by prompt: random does
-            budget = {field.name: getattr(policy, field.name) for field in fields(Policy) if field.name != "keep"}
-            policy = OncePerPicture(policy=replace(policy, keep=keep), owner=batch.owner, **budget)
-        with wrap(self.model, policy, keep=keep) as self._handle:
+        with wrap(self.model, self.policies(keep, batch)) as self._handle:
             if "instruction" in self.policy.needs:
                 self._handle.instruction = [one.question.text for one in batch.samples]
             yield
@@ -176,6 +189,48 @@ class Pruned(Way):
 
     def kept(self, batch: Batch) -> int:
         return self.report().units[0].kept
+
+
+class Stacked(Pruned):
+    """A policy inside the language model, alone or behind one in front.
+
+    Attributes:
+        spent: budget -> FLOPs of all batches that `kept` was asked about: dense, pruned, and of a policy in front alone
+            with that budget.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, inside: Inside):
+        super().__init__(model, processor, inside.policy if inside.front is None else inside.front)
+        self.inside, self.spent = inside, {}
+        self.shape = find_parts(model, lookup, supported()).decoder_shape()
+
+    def policies(self, keep: float, batch: Batch) -> list[Policy]:
+        self._keep = keep
+        return [once(one, batch) for one in self.inside.policies(keep, self.shape, super(Pruned, self).kept(batch))]
+
+    def kept(self, batch: Batch) -> float:
+        """Visual tokens per picture and layer, on average over the layers."""
+        report, total = self.report(), super(Pruned, self).kept(batch)
+        cost, alone = report.cost(), Budget(self._keep).count(total)
+        equal = sum(self.shape.flops(dense - total + alone) for dense, _ in report.lengths)
+        before = self.spent.get(self._keep, (0, 0, 0))
+        now = (cost["prefill_flops_dense"], cost["prefill_flops_pruned"], equal)
+        self.spent[self._keep] = tuple(a + b for a, b in zip(before, now, strict=True))
+        dense, pruned = report.lengths[0]
+        left = [total - dense + pruned, *(event.kept / len(batch.samples) for event in report.events)]
+        at = [0, *(event.layer for event in report.events), self.shape.layers]
+        return sum(n * (end - start) for n, (start, end) in zip(left, pairwise(at), strict=True)) / self.shape.layers
+
+    def facts(self, keep: float) -> dict[str, Any]:
+        """What its row says besides: layers, tokens, and shares of the dense FLOPs, its own and of one in front."""
+        dense, pruned, equal = self.spent[keep]
+        return {
+            "against": self.inside.against,
+            "drops": list(self.inside.drops),
+            "counts": list(self.inside.counts(keep, self.shape, self.model.config.image_seq_length)),
+            "flops": round(pruned / dense, 5),
+            "flops_in_front": round(equal / dense, 5),
+        }
 
 
 def repeated(output: BaseModelOutputWithPooling, owner: Tensor) -> BaseModelOutputWithPooling:
@@ -238,10 +293,12 @@ class Resized(Way):
         return self._tokens
 
 
-def way(model: PreTrainedModel, processor: ProcessorMixin, policy: Policy | None) -> Way:
+def way(model: PreTrainedModel, processor: ProcessorMixin, policy: Policy | Inside | None) -> Way:
     """How a policy is asked; None is the dense model."""
     if policy is None:
         return Way(model, processor)
+    if isinstance(policy, Inside):
+        return Stacked(model, processor, policy)
     return (Resized if policy.stage == "processor" else Pruned)(model, processor, policy)
 
 

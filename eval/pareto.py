@@ -19,12 +19,16 @@ GRAY, DARK = "#8c959f", "#1f2328"
 
 
 def write(result: dict, folder: Path) -> str:
-    """accuracy.md and the two plots in `folder`; returns the Markdown without the tables by kind."""
-    text = f"{tables(result)}\n{times_table(result)}"
+    """accuracy.md and the plots in `folder`; returns the Markdown without the tables by kind."""
+    from . import pareto_inside
+
+    text = f"{tables(result)}\n{pareto_inside.tables(result)}\n{times_table(result)}"
     (folder / "accuracy.md").write_text("\n".join([text, *kind_tables(result)]))
-    if any(cell["row"] != DENSE for cell in result["rows"]):
+    if by_row(result):
         plot(result, folder / "accuracy.png")
         plot_times(result, folder / "accuracy-time.png")
+    if pareto_inside.rows_by_front(result):
+        pareto_inside.plot(result, folder / "accuracy-inside.png")
     return text
 
 
@@ -36,7 +40,7 @@ def by_row(result: dict) -> dict[str, list[dict]]:
     """Row -> its cells, largest budget first; rows in the order of their groups, without the dense one."""
     rows: dict[str, list[dict]] = {}
     for cell in sorted(result["rows"], key=lambda cell: -cell["keep"]):
-        if cell["row"] != DENSE:
+        if cell["row"] != DENSE and "against" not in cell:
             rows.setdefault(cell["row"], []).append(cell)
     order = list(GROUPS)
     return dict(sorted(rows.items(), key=lambda item: order.index(group_of(item[1][0]["policy"]))))
@@ -58,8 +62,12 @@ def _half(figure: dict) -> float:
     return (figure["high"] - figure["low"]) / 2
 
 
+def cell_text(figure: dict, mark: str) -> str:
+    return f"{100 * figure['accuracy']:.1f} ± {100 * _half(figure):.1f}{mark}"
+
+
 def _cell(figure: dict) -> str:
-    return f"{100 * figure['accuracy']:.1f} ± {100 * _half(figure):.1f}{verdict(figure)}"
+    return cell_text(figure, verdict(figure))
 
 
 def tables(result: dict) -> str:
@@ -166,7 +174,7 @@ def plot(result: dict, path: Path) -> None:
         line[0].set_ylabel(f"accuracy on {result['sets'][name]['asked']:,} questions\n({name}), %")
     for axis in axes[-1]:
         axis.set_xlabel(f"visual tokens kept, of {total}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_times(result: dict, path: Path) -> None:
@@ -201,7 +209,7 @@ def plot_times(result: dict, path: Path) -> None:
         line[0].set_ylabel(f"accuracy ({name}), %")
     for axis in axes[-1]:
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -222,7 +230,7 @@ def _panels(lines: int, height: float):
     return figure, axes
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure.savefig(path, dpi=110)

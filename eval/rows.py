@@ -10,24 +10,25 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .. import ClipRelevance, Policy, get_policy, list_policies
+from .inside import Inside, inside_rows
 
 STAGES = ("projector", "processor")
 PIXELS = 8  # along a side of one visual token of the embedded model
 
 
-def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy]]:
-    """Row -> policies without a budget, several where the mean over seeds counts.
+def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy | Inside]]:
+    """Row -> policies without a budget, several where the mean over seeds counts; at the end those inside the decoder.
 
     Args:
         clip: CLIP model and tokenizer that belong to the tower; without, rows in need of them are left out.
         seeds: of the random policy.
     """
-    rows: dict[str, list[Policy]] = {}
+    rows: dict[str, list[Policy | Inside]] = {}
     for name in list_policies():
         cls = get_policy(name)
         if cls.stage in STAGES and cls.__module__.startswith("tokenprune.") and name != "none":
             rows |= _variants(name, cls, clip, seeds)
-    return rows
+    return rows | inside_rows(seeds)
 
 
 def _variants(name: str, cls: type[Policy], clip: tuple | None, seeds: int) -> dict[str, list[Policy]]:

@@ -7,8 +7,8 @@ import torch
 
 from tokenprune import DecoderShape
 from tokenprune.eval import accuracy, events, pareto_inside, shapes, trends, weights_inside
-from tokenprune.eval.asking import Stacked, Way, encoded, way
-from tokenprune.eval.inside import CONTROLS, FRONTS, SCHEDULES, TEXT, inside_rows, with_schedule
+from tokenprune.eval.asking import Stacked, encoded, way
+from tokenprune.eval.inside import CONTROLS, FRONTS, TEXT, inside_rows, with_schedule
 from tokenprune.eval.rows import configurations
 from tokenprune.eval.shapes.language import processor
 from tokenprune.eval.shapes.modeling import build
@@ -64,15 +64,20 @@ def test_counts_cost_no_more_than_one_in_front_and_hardly_less(row):
         assert cost(counts) <= target < cost(more)
 
 
-def test_rows_that_drop_equally_often_differ_in_nothing_but_the_score():
+def test_rows_that_drop_equally_often_differ_in_nothing_but_scores_and_positions():
     for front in ("", *FRONTS):
-        for drops in SCHEDULES:
-            some = [
-                one for name, (one, *_) in ROWS.items() if one.drops == drops and name.rpartition(" + ")[0] == front
-            ]
+        for (drops, positions), (control, _) in CONTROLS.items():
+            some = {
+                name: one
+                for name, (one, *_) in ROWS.items()
+                if (one.drops, one.policy.positions, name.rpartition(" + ")[0]) == (drops, positions, front)
+            }
             assert len(some) >= 2
-            assert len({one.counts(one.keeps(KEEPS)[0], SHAPE, 256) for one in some}) == 1
-            assert [one.row for one in some if "over_random" not in one.against] == [CONTROLS[drops]]
+            assert len({one.counts(one.keeps(KEEPS)[0], SHAPE, 256) for one in some.values()}) == 1
+            expected = f"{front} + {control}" if front else control
+            assert {name: one.against.get("over_random") for name, one in some.items()} == {
+                name: None if name == expected else expected for name in some
+            }
 
 
 def test_what_rows_are_compared_with_is_in_the_table():
@@ -82,7 +87,7 @@ def test_what_rows_are_compared_with_is_in_the_table():
             assert other in rows
     for name, one in FRONTS.items():
         assert rows[name] == [one]
-    assert [len(several) for name, several in ROWS.items() if "random-layers" in name] == [2] * 9
+    assert [len(several) for name, several in ROWS.items() if "random-layers" in name] == [2] * 12
 
 
 @pytest.mark.parametrize("row", [name for name in ROWS if " + " not in name])
@@ -182,37 +187,40 @@ def test_verdicts_are_told_apart():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("row", ["fastv", "adaptinfer", "uniform + pyramiddrop"])
-def test_tokens_that_leave_by_hand_give_the_answers_of_the_hooks(row):
+@pytest.mark.parametrize("row", ["fastv", "uniform + adaptinfer", "uniform + pyramiddrop"])
+def test_tokens_that_leave_by_hand_give_the_logits_of_the_hooks(row):
     model, processor = shapes.load()
-    batch = next(encoded(model, processor, list(shapes.held_out(12))))
+    batch = next(encoded(model, processor, list(shapes.held_out(5))))
     one = ROWS[row][0]
-    policies = one.policies(one.keeps(KEEPS)[0], SHAPE, 256)
-    with accuracy.way(model, processor, one).at(one.keeps(KEEPS)[0], batch):
-        dense = Way(model, processor)
-        expected = dense.words(dense.encoded(batch, 1.0)).tolist()
+    keep = one.keeps(KEEPS)[0]
+    policies, ways = one.policies(keep, SHAPE, 256), way(model, processor, one)
+    with ways.at(keep, batch):
+        expected = model(**ways.encoded(batch, keep), logits_to_keep=1).logits[:, -1]
     left = dict(weights_inside.kept_places(model, processor, policies, batch))
     assert list(left) == [0, *one.drops]
-    assert [places.shape[1] for places in left.values()] == list(one.counts(one.keeps(KEEPS)[0], SHAPE, 256))
-    compact = policies[-1].positions == "compact"
-
-    def words(**options):
-        return [weights_inside.first_word(model, batch, i, left, compact=compact, **options) for i in range(12)]
-
-    assert words(weighted=False) == expected
+    assert tuple(places.shape[1] for places in left.values()) == one.counts(keep, SHAPE, 256)
+    options = {"weighted": False, "compact": policies[-1].positions == "compact"}
+    assert options["compact"] is (row != "fastv")
+    by_hand = torch.stack([weights_inside.last_logits(model, batch, i, left, **options) for i in range(5)])
+    torch.testing.assert_close(by_hand, expected, atol=2e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
-def test_weights_are_looked_at_from_the_layer_that_tokens_leave(monkeypatch):
+def test_tokens_weigh_their_sizes_from_the_layer_that_others_leave(monkeypatch):
     model, processor = shapes.load()
     batch = next(encoded(model, processor, list(shapes.held_out(1))))
-    sizes = []
-    monkeypatch.setattr(
-        weights_inside, "cluster_sizes", lambda x, kept: sizes.append(len(kept)) or torch.ones(len(kept))
-    )
-    left = {0: torch.arange(256)[None], 2: torch.arange(0, 256, 4)[None]}
-    weights_inside.first_word(model, batch, 0, left, weighted=True, compact=False)
-    assert sizes == [256, 64]
+    left, seen = {0: torch.arange(256)[None], 2: torch.arange(0, 256, 4)[None]}, []
+
+    def logits(sizes, *, weighted):
+        answer = lambda x, kept: seen.append(len(kept)) or torch.full((len(kept),), sizes)  # noqa: E731
+        monkeypatch.setattr(weights_inside, "cluster_sizes", answer)
+        return weights_inside.last_logits(model, batch, 0, left, weighted=weighted, compact=False)
+
+    plain = logits(1.0, weighted=False)
+    assert seen == []
+    torch.testing.assert_close(logits(1.0, weighted=True), plain)
+    assert seen == [256, 64]
+    assert (logits(3.0, weighted=True) - plain).abs().max() > 1e-2
 
 
 def test_every_scorer_is_looked_at_in_the_layer_it_is_named_by():
