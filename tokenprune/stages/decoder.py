@@ -143,7 +143,7 @@ class LayerStage:
             left = asked
         if not call.pending:
             return
-        call.units, call.image_sizes = units, image_sizes
+        call.units, call.image_sizes, call.history = units, image_sizes, History()
         inside = torch.zeros_like(real)
         for unit in units:
             inside[unit.sample, unit.slots] = True

@@ -104,7 +104,7 @@ class LayerCall:
         scores: [B, L] of events to come.
         drops: what is left behind every drop.
         scored: milliseconds that scores of events to come took inside a layer, where they are timed.
-        history: what happened so far.
+        history: what happened so far; None where no visual token is to leave.
         renewed: masks and positions made for the layers behind a drop.
         layer: that was entered last.
     """
@@ -123,13 +123,18 @@ class LayerCall:
     drops: dict[int, Sequence] = field(default_factory=dict)
     deepstack: LayerDeepStack | None = None
     scored: dict[Planned, float] = field(default_factory=dict)
-    history: History = field(default_factory=History)
+    history: History | None = None
     renewed: dict[Any, Any] = field(default_factory=dict)
     layer: int = 0
 
     @property
     def cut(self) -> Cut | None:
         return None if self.sequence is None else self.sequence.cut
+
+    @property
+    def happened(self) -> int:
+        """Number of events so far."""
+        return 0 if self.history is None else len(self.history.events)
 
     def size_of(self, unit: UnitState) -> tuple[int, int] | None:
         """(width, height) of the picture that a unit is all of."""

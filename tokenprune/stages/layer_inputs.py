@@ -104,7 +104,7 @@ def _mask(
     parts: Parts, call: LayerCall, layer: int, kind: str, hidden: Tensor, new: int, cache: Any, old: LayerState | None
 ) -> Any:
     """The mask transformers makes for the layer's own cache, once for all layers of a kind behind the same drop."""
-    key = ("mask", kind, id(old), len(call.history.events))
+    key = ("mask", kind, id(old), call.happened)
     if key not in call.renewed:
         seen = call.seen(new, old)
         function = MASKS[kind]
@@ -168,7 +168,7 @@ def _renumbered(
 ) -> dict[str, Any]:
     changed = {} if kwargs.get("position_ids") is None else {"position_ids": positions}
     if kwargs.get("position_embeddings") is not None:
-        key = ("rotary", kind, id(old), len(call.history.events))
+        key = ("rotary", kind, id(old), call.happened)
         if key not in call.renewed:
             embedding = getattr(parts.decoder, "rotary_emb", None)
             if embedding is None:
