@@ -15,7 +15,8 @@ from tokenprune import DivPrune, Event, FastV, LayerPolicy, Pool, RandomLayers, 
 from tokenprune.stages import within
 
 BATCHES = [(1,), (2, 1), (1, 0, 3)]
-SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in ("qwen3_vl", "gemma3", "smolvlm", "granite_docling"))]
+WITH = ("qwen3_vl", "gemma3", "smolvlm", "granite_docling")
+SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in WITH if name in BY_NAME)]
 # Compact where the model has 1-D positions
 NUMBERED = ("sparsevlm", "sparsevlm-subset", "pyramiddrop", "adaptinfer", "adaptinfer-half")
 
