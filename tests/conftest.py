@@ -68,14 +68,18 @@ def every_third_somewhere(request, every_third):
             yield EveryThirdInside()
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
-    """Folder of a randomly initialised copy of the embedded model, a few layers small, with its processor."""
-    folder = tmp_path_factory.mktemp("tiny")
+def saved_model(folder, *, text_layers):
+    """Save a randomly initialised thin copy of the embedded model, with its processor."""
     torch.manual_seed(0)
-    build(width=24, heads=3, vision_layers=1, text_layers=1).save_pretrained(folder)
+    build(width=24, heads=3, vision_layers=1, text_layers=text_layers).save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of a model with one decoder layer."""
+    return saved_model(tmp_path_factory.mktemp("tiny"), text_layers=1)
 
 
 BROKEN = {

@@ -9,6 +9,16 @@ from tests.families import IMAGE, LLAVA, VIDEO
 STEPS = 7  # the prefill and six decode steps
 TOLERANCE = 2e-5  # float32 noise of a 4-layer decoder whose logits spread over +-5; a wrong position costs 0.1 to 4
 
+# (indices for k of n tokens, what the error about them has to say)
+NO_SELECTIONS = [
+    (lambda k, n: torch.arange(k + 1), "shape"),
+    (lambda k, n: torch.arange(k).flip(0), "ascending"),
+    (lambda k, n: torch.zeros(k, dtype=torch.long), "distinct"),
+    (lambda k, n: torch.arange(n - k + 1, n + 1), "inside"),
+    (lambda k, n: torch.arange(-1, k - 1), "inside"),
+    (lambda k, n: torch.arange(k).float(), "long"),
+]
+
 
 def snapshot(model):
     """Everything that could differ after wrap and remove."""

@@ -10,7 +10,7 @@ import transformers
 import tokenprune
 from tests import reference
 from tests.families import BY_NAME, LLAVA, PRE_ENCODES, QWEN2_5_VL, REFUSED, TEXT
-from tests.probes import NothingHalfWrapped, spy
+from tests.probes import NO_SELECTIONS, NothingHalfWrapped, spy
 from tokenprune import errors
 
 
@@ -148,17 +148,7 @@ class TestBadForwards:
         handle.remove()
         assert torch.equal(model(**inputs).logits, dense)
 
-    @pytest.mark.parametrize(
-        ("answer", "words"),
-        [
-            (lambda k, n: torch.arange(k + 1), "shape"),
-            (lambda k, n: torch.arange(k).flip(0), "ascending"),
-            (lambda k, n: torch.zeros(k, dtype=torch.long), "distinct"),
-            (lambda k, n: torch.arange(n - k + 1, n + 1), "inside"),
-            (lambda k, n: torch.arange(-1, k - 1), "inside"),
-            (lambda k, n: torch.arange(k).float(), "long"),
-        ],
-    )
+    @pytest.mark.parametrize(("answer", "words"), NO_SELECTIONS)
     def test_answers_that_are_no_selection(self, family, answer, words):
         @dataclass(kw_only=True)
         class Wrong(tokenprune.ProjectorPolicy):

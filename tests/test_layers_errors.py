@@ -10,7 +10,7 @@ from transformers import StaticCache
 import tokenprune
 from tests.conftest import EveryThirdInside
 from tests.families import ALL, BUILT, BY_NAME, LLAVA, QWEN2_5_VL
-from tests.probes import NothingHalfWrapped, generate, same, snapshot
+from tests.probes import NO_SELECTIONS, NothingHalfWrapped, generate, same, snapshot
 from tokenprune import FastV, PyramidDrop, Selection, SparseVLM, errors
 from tokenprune.adapters import lookup
 from tokenprune.stages import decoder
@@ -204,17 +204,7 @@ class TestBadForwards:
         with tokenprune.wrap(model, Wrong(keep=4)), pytest.raises(errors.InvalidFeaturesError, match="scores in front"):
             model(**family.inputs())
 
-    @pytest.mark.parametrize(
-        ("answer", "words"),
-        [
-            (lambda k, n: torch.arange(k + 1), "shape"),
-            (lambda k, n: torch.arange(k).flip(0), "ascending"),
-            (lambda k, n: torch.zeros(k, dtype=torch.long), "distinct"),
-            (lambda k, n: torch.arange(n - k + 1, n + 1), "inside"),
-            (lambda k, n: torch.arange(-1, k - 1), "inside"),
-            (lambda k, n: torch.arange(k).float(), "long"),
-        ],
-    )
+    @pytest.mark.parametrize(("answer", "words"), NO_SELECTIONS)
     def test_answers_that_are_no_selection(self, family, answer, words):
         @dataclass(kw_only=True)
         class Wrong(EveryThirdInside):

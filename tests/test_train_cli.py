@@ -1,13 +1,11 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.conftest import saved_model
 from tokenprune import cli
-from tokenprune.eval.shapes.language import processor
-from tokenprune.eval.shapes.modeling import build
 from tokenprune.policies.adaptinfer import AdaptInfer
 from tokenprune.policies.trend import Trend
 
@@ -15,11 +13,7 @@ from tokenprune.policies.trend import Trend
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A randomly initialised copy of the embedded model with five thin decoder layers, and its processor."""
-    folder = tmp_path_factory.mktemp("deep")
-    torch.manual_seed(0)
-    build(width=24, heads=3, vision_layers=1, text_layers=5).save_pretrained(folder)
-    processor().save_pretrained(folder)
-    return folder
+    return saved_model(tmp_path_factory.mktemp("deep"), text_layers=5)
 
 
 @pytest.fixture

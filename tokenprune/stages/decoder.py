@@ -326,10 +326,11 @@ class LayerStage:
         step = Cut.from_keep(keep)
         if call.static and step.ragged:
             raise UnsupportedModelError(STATIC)
+        moved = step.moved
         for unit in call.units:
-            unit.slots = step.moved[unit.sample, unit.slots]
+            unit.slots = moved[unit.sample, unit.slots]
         call.scores = {other: step.take(values, 1) for other, values in call.scores.items()}
-        call.sequence = sequence.after(step)
+        call.sequence, call.renewed = sequence.after(step), {}
         if one.compact:
             if call.positions is None:
                 raise InvalidArgumentError(NO_COMPACT.format(family=self.parts.adapter.model_type))

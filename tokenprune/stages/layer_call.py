@@ -105,7 +105,7 @@ class LayerCall:
         drops: what is left behind every drop.
         scored: milliseconds that scores of events to come took inside a layer, where they are timed.
         history: what happened so far; None where no visual token is to leave.
-        renewed: masks and positions made for the layers behind a drop.
+        renewed: what the layers from here on get, each made once for as long as they read the same sequence.
         layer: that was entered last.
     """
 
@@ -130,11 +130,6 @@ class LayerCall:
     @property
     def cut(self) -> Cut | None:
         return None if self.sequence is None else self.sequence.cut
-
-    @property
-    def happened(self) -> int:
-        """Number of events so far."""
-        return 0 if self.history is None else len(self.history.events)
 
     def size_of(self, unit: UnitState) -> tuple[int, int] | None:
         """(width, height) of the picture that a unit is all of."""

@@ -51,7 +51,7 @@ def renew(
     new = hidden_rows(hidden, call.batch).shape[1]
     continued = past > 0 or getattr(cache, "is_compileable", False)
     if cut is not None:
-        rest, kwargs = _shorten(args[1:], kwargs, cut, kind=kind, masks=not continued, flash=flash)
+        rest, kwargs = _shorten(args[1:], kwargs, call, kind=kind, masks=not continued, flash=flash)
         args = args[:1] + rest
         mask = kwargs.get("attention_mask")
         if not continued and _is_matrix(mask) and mask.shape[2] > new:  # only the last rows go on
@@ -72,22 +72,33 @@ def renew(
 
 
 def _shorten(
-    args: tuple, kwargs: dict[str, Any], cut: Cut, *, kind: str, masks: bool, flash: bool
+    args: tuple, kwargs: dict[str, Any], call: LayerCall, *, kind: str, masks: bool, flash: bool
 ) -> tuple[tuple, dict[str, Any]]:
-    """Everything beside the hidden states that is about the decoder's input."""
+    """Everything beside the hidden states that is about the decoder's input.
+
+    Most of what has a name is handed to one layer after the other, and is cut for the first of them.
+    """
+    cut = call.cut
 
     def shorten(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(shorten(one) for one in value)
         return _cut_rows(value, cut) if isinstance(value, Tensor) else value
 
+    def named(name: str, value: Any) -> Any:
+        if not name.endswith("mask"):
+            return shorten(value)
+        return shorten_layer_mask(value, "conv" if "conv" in name else kind, cut, flash=flash) if masks else value
+
     short = {}
     for name, value in kwargs.items():
-        if name.endswith("mask"):
-            own = "conv" if "conv" in name else kind
-            short[name] = shorten_layer_mask(value, own, cut, flash=flash) if masks else value
-        else:
-            short[name] = value if name == "hidden_states" else shorten(value)
+        if name == "hidden_states":
+            short[name] = value
+            continue
+        key = ("cut", name, kind, id(value))
+        if key not in call.renewed:
+            call.renewed[key] = value, named(name, value)  # kept beside it, an id stays that of one thing
+        short[name] = call.renewed[key][1]
     return tuple(shorten(value) for value in args), short
 
 
@@ -104,7 +115,7 @@ def _mask(
     parts: Parts, call: LayerCall, layer: int, kind: str, hidden: Tensor, new: int, cache: Any, old: LayerState | None
 ) -> Any:
     """The mask transformers makes for the layer's own cache, once for all layers of a kind behind the same drop."""
-    key = ("mask", kind, id(old), call.happened)
+    key = ("mask", kind, id(old))
     if key not in call.renewed:
         seen = call.seen(new, old)
         function = MASKS[kind]
@@ -168,7 +179,7 @@ def _renumbered(
 ) -> dict[str, Any]:
     changed = {} if kwargs.get("position_ids") is None else {"position_ids": positions}
     if kwargs.get("position_embeddings") is not None:
-        key = ("rotary", kind, id(old), call.happened)
+        key = ("rotary", kind, id(old))
         if key not in call.renewed:
             embedding = getattr(parts.decoder, "rotary_emb", None)
             if embedding is None:

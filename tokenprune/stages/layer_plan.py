@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import UnsupportedModelError, UnsupportedPolicyError
 from ..policies.layer import LayerPolicy
 from .layer_call import Planned
+from .layer_inputs import kind_of
 from .parts import Parts
 
 ATTENTION = ("self_attn", "attn", "attention", "mixer")
@@ -67,9 +68,7 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
 
 
 def reads_softmax(config: Any, i: int, layer: nn.Module) -> bool:
-    types = getattr(config, "layer_types", None)
-    attention = attention_of(layer)
-    return attention is not None and hasattr(attention, "config") and (not types or types[i] in SOFTMAX)
+    return hasattr(attention_of(layer), "config") and kind_of(config, i) in SOFTMAX
 
 
 def _check_shared_keys(parts: Parts, drop: int, depth: int) -> None:
@@ -78,7 +77,7 @@ def _check_shared_keys(parts: Parts, drop: int, depth: int) -> None:
     own = depth - (getattr(config, "num_kv_shared_layers", 0) or 0)
     if own == depth:
         return
-    types = getattr(config, "layer_types", None) or ["full_attention"] * depth
+    types = [kind_of(config, i) for i in range(depth)]
     sources = {kind: max(i for i in range(own) if types[i] == kind) for kind in set(types[own:depth])}
     last = min(sources.values())
     if drop > last:

@@ -294,11 +294,14 @@ class Stages:
 
     def _begin_layers(self, call: Call, units: list[UnitState], real: Tensor, kwargs: dict[str, Any]) -> None:
         """Show the stage inside the decoder what is left in front of it."""
+        if not self.layers.planned:
+            return
         cut, mask, cache = call.cut, call.mask, kwargs.get("past_key_values")
         visual, place = call.visual.to(real.device), real.long().cumsum(1) - 1
         if cut is not None:
+            moved = cut.moved
             for unit in units:
-                unit.slots = cut.moved[unit.sample, unit.slots]
+                unit.slots = moved[unit.sample, unit.slots]
             real, visual, place = cut.take(real, 1) & cut.valid, cut.take(visual, 1) & cut.valid, cut.take(place, 1)
             if mask is not None:
                 mask = cut.shorten_mask(mask)
