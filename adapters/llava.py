@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from math import ceil, isqrt
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from .base import Adapter, Features, Layout, in_order
 from .layouts import (
@@ -34,6 +36,17 @@ def _pooled_frames(config: Any, features: Features, values: Tensor, patches: int
 def _of_images(config: Any, features: Features, entered: Tensor) -> Tensor | None:
     """LLaVA-OneVision interpolates the frames of videos behind its projector."""
     return None if features.modality == "video" else one_to_one(config, features, entered)
+
+
+def _interpolated_frames(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:
+    """What the tower says of patches, interpolated as its features are; a newline row ends each video."""
+    if features.modality == "image":
+        return in_order(config, features, values, patches)
+    side = isqrt(values.shape[1])
+    frames = values.mT.unflatten(2, (side, side))
+    small = F.interpolate(frames, size=2 * [ceil(side / 2)], mode="bilinear").flatten(2).mT
+    videos = small.reshape(features.pixels.shape[0], -1, values.shape[-1])
+    return F.pad(videos, (0, 0, 0, 1)).flatten(0, 1)[:, None]
 
 
 MERGER = {"merger": "multi_modal_projector", "project": single("multi_modal_projector")}
@@ -71,6 +84,7 @@ LLAVA = (
         model_type="llava_onevision",
         layouts=by_modality(packed_tiles, partial(square_videos, newline=1)),
         patches=_of_images,
+        inside=_interpolated_frames,
         towers=("vision_tower",),
         **MERGER,
     ),

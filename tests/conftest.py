@@ -103,3 +103,20 @@ def broken_image(request, tmp_path):
     elif request.param != "missing":
         path.write_text("not an image" if request.param == "text" else "")
     return path, BROKEN[request.param]
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What a policy of a given class answers, call by call."""
+
+    def watch(cls):
+        seen, select = [], cls.select
+
+        def noted(self, tokens, k):
+            seen.append(select(self, tokens, k))
+            return seen[-1]
+
+        monkeypatch.setattr(cls, "select", noted)
+        return seen
+
+    return watch

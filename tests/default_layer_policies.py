@@ -6,7 +6,17 @@ from functools import partial
 import torch
 
 from tokenprune.layers import Attention, Event, LayerTokens
-from tokenprune.policies import AdaptInfer, FastV, HiMAP, PyramidDrop, RandomLayers, SparseVLM
+from tokenprune.policies import (
+    AdaptInfer,
+    FastV,
+    FrameFusion,
+    HiMAP,
+    HoliTomInner,
+    PruneVidInside,
+    PyramidDrop,
+    RandomLayers,
+    SparseVLM,
+)
 from tokenprune.policies.debiasing import Debiased
 
 # name -> factory; call it with keep=... (and per=..., rounding=...)
@@ -19,13 +29,22 @@ LAYER_POLICIES = {
     "himap": HiMAP,
     "adaptinfer": AdaptInfer,
     "adaptinfer-half": partial(AdaptInfer, lb=0.5),
+    "framefusion": FrameFusion,
+    "prunevid-inside": partial(PruneVidInside, forget=False),  # which tests/stages/test_forgetting.py is about
+    "holitom-inner": HoliTomInner,
     "debiased": partial(Debiased, inner="fastv", trend=None, padding="area"),  # of no picture: nothing to correct
     "random-layers": partial(RandomLayers, seed=1),
 }
 # Policy -> why shuffling its tokens must not shuffle its answer.
-LAYER_BY_PLACE = {"random-layers": "draws places"}
+LAYER_BY_PLACE = {
+    "random-layers": "draws places",
+    "framefusion": "compares a place with itself, frame by frame",
+    "holitom-inner": "folds tokens in the order of the sequence",
+}
+# Policies whose first event looks at no attention
+UNSCORED = ("random-layers", "framefusion")
 # Policies whose answer holds means of tokens that go
-RECYCLING = ("sparsevlm",)
+RECYCLING = ("sparsevlm", "holitom-inner")
 
 
 @dataclass(kw_only=True)
@@ -87,6 +106,7 @@ def layer_tokens(hidden, scores=None, *, number=0, **fields) -> LayerTokens:
         scores = torch.rand(g, n, generator=torch.Generator().manual_seed(n))
     place = torch.arange(n).expand(g, n)
     defaults = {"place": place, "total": n, "keys": list(range(g)), "event": Event(drop=2, score=1, number=number)}
+    defaults["grid"] = None if n % 2 else (2, n // 2, 1)
     return LayerTokens(hidden=hidden, scores=scores, **(defaults | fields))
 
 

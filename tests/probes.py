@@ -98,3 +98,35 @@ def every_third(family, model, images):
         for b, i in patches[1::3][: len(patches) // 3]:
             keep[b, i] = True
     return keep
+
+
+def with_answers(report, selections):
+    """(unit, selection, which of its units) of every unit that lost something; units of a size are one call."""
+    groups = {}
+    for unit in report.units:
+        groups.setdefault((unit.total, unit.kept, unit.grid), []).append(unit)
+    for group, selection in zip(groups.values(), selections, strict=True):
+        yield from ((unit, selection, i) for i, unit in enumerate(group))
+
+
+def merged_rows(report, selections):
+    """(sample, position) -> [D], where a selection brought features of its own."""
+    rows = {}
+    for unit, selection, i in with_answers(report, selections):
+        if selection.features is not None:
+            slots = unit.slots[unit.indices].tolist()
+            rows |= {(unit.sample, slot): row for slot, row in zip(slots, selection.features[i], strict=True)}
+    return rows
+
+
+def mixing(inputs, report, selections):
+    """Per sample [L, L]: every survivor is the mean of the tokens it stands for, by the weights of the selections."""
+    batch, length = inputs["input_ids"].shape
+    mix = [torch.eye(length) for _ in range(batch)]
+    for unit, selection, i in with_answers(report, selections):
+        weights = selection.merge_weights(unit.total)[i]
+        for place, slot in enumerate(unit.slots[unit.indices].tolist()):
+            carried = unit.source == place
+            mix[unit.sample][slot] = 0
+            mix[unit.sample][slot, unit.slots[carried]] = weights[carried]
+    return mix

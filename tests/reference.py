@@ -99,7 +99,7 @@ def logits(
     rows: dict[tuple[int, int], Tensor] | None = None,
     compact: bool = False,
     inside: dict[int, Tensor] | None = None,
-    merged: dict[int, dict[tuple[int, int], list[int]]] | None = None,
+    merged: dict[int, dict[tuple[int, int], dict[int, float]]] | None = None,
     renumber: bool = False,
 ) -> Tensor:
     """[B, steps, V] logits of every step of the answer `tokens` [B, steps].
@@ -110,7 +110,7 @@ def logits(
         rows: (sample, position) -> [D], what stands there instead (tokens merged before the projector).
         compact: number the kept tokens 0, 1, 2 ... instead of keeping their positions.
         inside: layer -> [B, L] bool, what of the prompt is left of it from that layer on.
-        merged: layer -> (sample, position) -> positions whose hidden states are averaged there.
+        merged: layer -> (sample, position) -> positions whose hidden states are added up there, and their shares.
         renumber: number what is left there 0, 1, 2 ...
     """
     if _WHERE and inside is None:
@@ -144,7 +144,9 @@ def logits(
                 layer,
                 torch.cat([left[b], left.new_ones(steps - 1)])[at].nonzero()[:, 0],
                 {
-                    int((at == slot).nonzero()): [int((at == member).nonzero()) for member in members]
+                    int((at == slot).nonzero()): {
+                        int((at == member).nonzero()): share for member, share in members.items()
+                    }
                     for (sample, slot), members in (merged or {}).get(layer, {}).items()
                     if sample == b
                 },
@@ -170,7 +172,7 @@ def logits(
 def dropping(
     decoder: Any,
     length: int,
-    drops: list[tuple[int, Tensor, dict[int, list[int]]]],
+    drops: list[tuple[int, Tensor, dict[int, dict[int, float]]]],
     renumber: bool,
     *,
     prompt: int,
@@ -178,19 +180,21 @@ def dropping(
     """Layers that read only some of the one prompt's positions, without padding or cache.
 
     Args:
-        drops: (layer, [n] long, positions among all `length` that it and those behind it read, what of these is the
-            mean of which positions).
+        drops: (layer, [n] long, positions among all `length` that it and those behind it read, what of these is a
+            mean: of which positions, with which shares).
         prompt: how many of all are the prompt; windows of the answer count what is left.
     """
     hooks, added = [], getattr(decoder, "_deepstack_process", None)
     now, done = [torch.arange(length)], []
 
-    def dropped(x: Tensor, dim: int, before: Tensor, left: Tensor, means: dict[int, list[int]]) -> Tensor:
+    def dropped(x: Tensor, dim: int, before: Tensor, left: Tensor, means: dict[int, dict[int, float]]) -> Tensor:
         place = {int(position): i for i, position in enumerate(before)}
         rows = []
         for position in left.tolist():
-            members = torch.tensor([place[one] for one in means.get(position, [position])])
-            rows.append(x.index_select(dim, members).mean(dim, keepdim=True))
+            shares = means.get(position, {position: 1.0})
+            members = x.index_select(dim, torch.tensor([place[one] for one in shares]))
+            weights = torch.tensor(list(shares.values()), dtype=x.dtype).view(-1, *[1] * (x.ndim - dim - 1))
+            rows.append((members * weights).sum(dim, keepdim=True))
         return torch.cat(rows, dim)
 
     def before(i, module, args, kwargs):

@@ -7,11 +7,12 @@ import tokenprune
 from tests import probes, reference
 from tests.default_policies import POLICIES
 from tests.families import BY_NAME, FAMILIES, LLAVA, PRE_ENCODES, QWEN2_5_VL, VIDEO
-from tests.probes import TOLERANCE, generate, logits, new_tokens, protected
+from tests.probes import TOLERANCE, generate, logits, merged_rows, new_tokens, protected
 from tokenprune import DART, PruMerge, VisionZip
 
 BATCHES = [(1,), (2, 1), (1, 0, 3)]
 SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in ("llava_next", "internvl", "qwen2_vl"))]
+ON_IMAGES = [name for name, factory in POLICIES.items() if "image" in factory().kinds]
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 family_and_attention = pytest.mark.parametrize(
     ("family", "attention"),
@@ -63,37 +64,8 @@ def test_given_indices(family, attention, images, every_third, record_property):
     assert difference < family.tolerance
 
 
-@pytest.fixture
-def answers(monkeypatch):
-    """What a policy of a given class answers, call by call."""
-
-    def watch(cls):
-        seen, select = [], cls.select
-
-        def noted(self, tokens, k):
-            seen.append(select(self, tokens, k))
-            return seen[-1]
-
-        monkeypatch.setattr(cls, "select", noted)
-        return seen
-
-    return watch
-
-
-def merged_rows(report, selections):
-    """(sample, position) -> [D], where a selection brought features of its own; units of a size are one call."""
-    groups, rows = {}, {}
-    for unit in report.units:
-        groups.setdefault((unit.total, unit.kept, unit.grid), []).append(unit)
-    for group, selection in zip(groups.values(), selections, strict=True):
-        for i, unit in enumerate(group if selection.features is not None else ()):
-            slots = unit.slots[unit.indices].tolist()
-            rows |= {(unit.sample, slot): row for slot, row in zip(slots, selection.features[i], strict=True)}
-    return rows
-
-
 @pytest.mark.parametrize("family", SEVERAL, ids=lambda family: family.name)
-@pytest.mark.parametrize("name", [name for name in POLICIES if name not in ("none", "divprune", "pool")])
+@pytest.mark.parametrize("name", [name for name in ON_IMAGES if name not in ("none", "divprune", "pool")])
 def test_every_other_policy(family, name, answers):
     model, inputs, policy = family.model(), family.inputs((2, 1)), POLICIES[name](keep=0.3)
     selections = answers(type(policy))

@@ -9,7 +9,7 @@ import torch
 import tokenprune
 from tests import reference
 from tests.default_layer_policies import LAYER_POLICIES
-from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL, REFUSED_INSIDE
+from tests.families import BY_NAME, FAMILIES, LLAVA, QWEN2_5_VL, REFUSED_INSIDE, VIDEOS
 from tests.probes import generate, logits, new_tokens, protected
 from tokenprune import DivPrune, Event, FastV, LayerPolicy, Pool, RandomLayers, Selection, UnsupportedModelError
 from tokenprune.stages import within
@@ -67,7 +67,7 @@ def refused(family):
 
 @family_and_attention
 @pytest.mark.parametrize("images", BATCHES, ids=str)
-@pytest.mark.parametrize("drops", [(2,), (1, 3)], ids=str)
+@pytest.mark.parametrize("drops", [(2,), (1, 3), (0, 2)], ids=str)
 def test_given_indices(family, attention, images, drops, record_property):
     model, inputs = family.model(attention=attention), family.inputs(images)
     if (reason := refused(family)) is not None:
@@ -105,7 +105,7 @@ def answered(monkeypatch):
     """(event, unit, answer of the policy, answered for which of them), in order."""
     seen, apply = [], within._apply
 
-    def noted(call, one, group, k, hidden, scores):
+    def noted(call, one, group, *given):
         before = [unit.place for unit in group]
         policy, selections = one.policy, []
 
@@ -115,7 +115,7 @@ def answered(monkeypatch):
                 return selections[-1]
 
         one = replace(one, policy=_as(policy, Noting))
-        out = apply(call, one, group, k, hidden, scores)
+        out = apply(call, one, group, *given)
         seen.extend(
             (one.event.drop, unit.sample, unit.full_slots[places].tolist(), selections[0], i)
             for i, (unit, places) in enumerate(zip(group, before, strict=True))
@@ -133,7 +133,7 @@ def _as(policy, kind):
 
 
 def left_and_merged(inputs, answered):
-    """layer -> [B, L] bool, what is left; layer -> (sample, position) -> positions that are averaged there."""
+    """layer -> [B, L] bool, what is left; layer -> (sample, position) -> shares of positions there."""
     keep, inside, merged = torch.ones_like(inputs["input_ids"]).bool(), {}, defaultdict(dict)
     for drop, sample, slots, selection, i in answered:
         inside.setdefault(drop, keep)
@@ -142,14 +142,21 @@ def left_and_merged(inputs, answered):
         indices = selection.indices[i].tolist()
         keep[sample, [slots[j] for j in indices]] = True
         if selection.features is not None:
-            source = selection.source[i].tolist()
+            source, shares = selection.source[i].tolist(), selection.merge_weights(len(slots))[i].tolist()
             for place, j in enumerate(indices):
-                merged[drop][sample, slots[j]] = [slots[m] for m, into in enumerate(source) if into == place]
+                members = {slots[m]: shares[m] for m, into in enumerate(source) if into == place}
+                merged[drop][sample, slots[j]] = members
     return inside, merged
 
 
-@pytest.mark.parametrize("family", SEVERAL, ids=lambda family: family.name)
-@pytest.mark.parametrize("name", LAYER_POLICIES)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, id=f"{name}-{family.name}")
+        for name, factory in LAYER_POLICIES.items()
+        for family in (SEVERAL if "image" in factory().kinds else VIDEOS)
+    ],
+)
 @pytest.mark.parametrize("images", [(2, 1)], ids=str)
 def test_every_policy(family, name, images, answered):
     model, inputs = family.model(), family.inputs(images)

@@ -106,7 +106,8 @@ class TestNumbers:
         _, _, report = pruned([DivPrune(keep=24), STEPPED], timing=timing)
         data = json.loads(json.dumps(report.to_dict()))
         assert [one["layer"] for one in data["events"]] == [1, 3]
-        assert set(data["events"][0]) == {"policy", "layer", "scored", "kept", "lengths", "event_ms", "saved_ms"}
+        fields = {"policy", "layer", "scored", "kept", "lengths", "forgotten", "event_ms", "saved_ms"}
+        assert set(data["events"][0]) == fields
         assert (data["events"][0]["event_ms"] is None) != timing
         assert data["cost"] == report.cost()
 

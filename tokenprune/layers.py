@@ -17,19 +17,21 @@ class Event:
     """Tokens leave once: when they are scored, and when they go. Layers are counted from 0.
 
     Attributes:
-        drop: layer that no longer sees them: they leave its input, 1 <= drop < depth.
+        drop: layer that no longer sees them: they leave its input, 0 <= drop < depth.
         score: layer whose attention scores them. drop - 1: the attention that was computed anyway. drop: what the layer
             would compute with all tokens; its queries and keys are made for that and once more for the tokens left.
             None where no attention is needed.
         rows: whose attention: of the "last" valid token of the prompt, of all "text" behind the last visual token, of
             the "visual" tokens still there, or of those that the policy's `raters` chooses.
         number: of the event, from 0.
+        forget: once the prompt is read, the layers before lose the keys and values of what left here, too.
     """
 
     drop: int
     score: int | None = None
     rows: Rows = "last"
     number: int = 0
+    forget: bool = False
 
 
 @dataclass(kw_only=True)
@@ -87,6 +89,8 @@ class LayerTokens:
         image_sizes: per unit (width, height) of the picture before the processor, None where not known.
         compact: tokens left are renumbered without gaps, rather than keep their positions.
         keys: G ints that depend on the unit's prompt and its place in it alone: what a random policy seeds with.
+        entered: per unit, how many of its tokens every layer so far was given.
+        depth: layers of the decoder.
         event: that this is about.
     """
 
@@ -99,6 +103,8 @@ class LayerTokens:
     image_sizes: list[tuple[int, int] | None] = field(default_factory=list)
     compact: bool = False
     keys: list[int] = field(default_factory=list)
+    entered: list[tuple[int, ...]] = field(default_factory=list)
+    depth: int = 0
     event: Event
 
     @property

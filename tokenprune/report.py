@@ -76,6 +76,7 @@ class EventReport:
         scored: layer whose attention they were scored by, None where by none.
         kept: visual tokens behind it, over all samples.
         lengths: per sample, tokens of the sequence behind it, padding left out.
+        forgotten: the caches of the layers before hold no more than those behind.
         event_ms: time of scores and selection, if `wrap(..., timing=True)`.
         saved_ms: what the layers behind it took less than they would have, taking each for as slow as those before it
             were on average; if timed. Both are of this one forward: repeat it, the first is slow for other reasons.
@@ -86,6 +87,7 @@ class EventReport:
     scored: int | None
     kept: int
     lengths: list[int]
+    forgotten: bool = False
     event_ms: float | None = None
     saved_ms: float | None = None
 
@@ -129,18 +131,24 @@ class Report:
         """Estimated prefill FLOPs and KV-cache bytes over all samples, dense and pruned; None without `shape`."""
         if self.shape is None:
             return None
+        samples = range(len(self.lengths))
         dense = [[(before, self.shape.layers)] for before, _ in self.lengths]
-        pruned = [self._stretches(i) for i in range(len(self.lengths))]
+        stretches = {
+            "prefill_flops": (self.shape.flops, dense, [self._stretches(i) for i in samples]),
+            "kv_bytes": (self.shape.kv_bytes, dense, [self._stretches(i, cached=True) for i in samples]),
+        }
         return {
-            f"{what}_{how}": sum(of(n, layers) for sample in samples for n, layers in sample)
-            for what, of in (("prefill_flops", self.shape.flops), ("kv_bytes", self.shape.kv_bytes))
-            for how, samples in (("dense", dense), ("pruned", pruned))
+            f"{what}_{how}": sum(of(n, layers) for sample in found for n, layers in sample)
+            for what, (of, *both) in stretches.items()
+            for how, found in zip(("dense", "pruned"), both, strict=True)
         }
 
-    def _stretches(self, sample: int) -> list[tuple[int, int]]:
-        """(tokens, number of layers that read so many) of one sample."""
+    def _stretches(self, sample: int, *, cached: bool = False) -> list[tuple[int, int]]:
+        """(tokens, number of layers that read so many, or whose caches hold so many) of one sample."""
         at = [0, *(event.layer for event in self.events), self.shape.layers]
         lengths = [self.lengths[sample][1], *(event.lengths[sample] for event in self.events)]
+        last = max((i for i, event in enumerate(self.events, 1) if event.forgotten), default=0) if cached else 0
+        lengths[:last] = last * [lengths[last]]
         return [(n, end - start) for n, (start, end) in zip(lengths, pairwise(at), strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,7 +203,8 @@ class Report:
 
 def _event_line(event: EventReport, total: int) -> str:
     scored = "" if event.scored is None else f" by the attention of layer {event.scored}"
-    line = f"  layer {event.layer}  {event.policy} kept {event.kept}/{total}{scored}"
+    forgotten = ", and so do the caches of all layers before" if event.forgotten else ""
+    line = f"  layer {event.layer}  {event.policy} kept {event.kept}/{total}{scored}{forgotten}"
     if event.event_ms is None:
         return line
     verdict = "" if event.saved_ms > event.event_ms else ": costs more than it saves on this shape"

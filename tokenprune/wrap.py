@@ -100,6 +100,7 @@ def wrap(
     positions: str | None = None,
     logits: str = "kept",
     drop_empty_rows: bool = False,
+    images_are_frames: bool = False,
     tokenizer: Any = None,
     timing: bool = False,
 ) -> Handle:
@@ -114,11 +115,13 @@ def wrap(
         of: "image" or "prompt" where `keep` is meant of a whole image (video) or prompt and is split over its units
             by size: `keep=640, per="crop", of="image"` keeps 640 tokens of an image, chosen crop by crop.
         positions: "original" (kept tokens keep their position ids) or "compact" (renumbered without gaps; 1-D positions
-            only), for all policies. None: as each policy's paper has it, "original" in front of the language model and
-            for time, row and column positions.
+            only), for all policies. None: as each policy's paper has it ("compact" in front of the language model if
+            any policy there says so), and "original" for time, row and column positions.
         logits: "kept" (a forward answers one row per token left; the default) or "full" (as many rows as the prompt
             has: a removed position repeats the last kept one before it). With `labels` they are full in any case.
         drop_empty_rows: newline and row-break tokens leave with the last token of their line; by default they stay.
+        images_are_frames: the images of each prompt, of one size, are the frames of one video, as the processors of
+            InternVL and SmolVLM write videos.
         tokenizer: the model's tokenizer, for policies that need the instruction as text.
         timing: measure the selection (synchronises the device), for `report()`.
 
@@ -143,7 +146,12 @@ def wrap(
     _check_free(parts)
     _check_needs(policies, parts, positions)
     options = Options(
-        positions=positions, logits=logits, drop_empty_rows=drop_empty_rows, tokenizer=tokenizer, timing=timing
+        positions=positions,
+        logits=logits,
+        drop_empty_rows=drop_empty_rows,
+        images_are_frames=images_are_frames,
+        tokenizer=tokenizer,
+        timing=timing,
     )
     stage = Stages(
         parts=parts,

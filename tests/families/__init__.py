@@ -31,6 +31,10 @@ BUILT = [
 ]
 FAMILIES = [family for family in BUILT if family.name not in REFUSED]
 BY_NAME = {family.name: family for family in BUILT}
+# Whose processors write videos as videos, and as images
+VIDEO_TYPES = ("llava_onevision", "llava_next_video", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VIDEOS = [BY_NAME[f"{name}-video"] for name in VIDEO_TYPES if f"{name}-video" in BY_NAME]
+FRAMES = [BY_NAME["internvl-video"], BY_NAME["smolvlm-video"]]
 LLAVA, QWEN2_5_VL, QWEN2_5_VL_VIDEO = (BY_NAME[name] for name in ("llava", "qwen2_5_vl", "qwen2_5_vl-video"))
 
 __all__ = [
@@ -39,6 +43,7 @@ __all__ = [
     "BY_NAME",
     "CLIP",
     "FAMILIES",
+    "FRAMES",
     "IMAGE",
     "LLAVA",
     "PRE_ENCODES",
@@ -49,5 +54,6 @@ __all__ = [
     "REPEATABLE",
     "TEXT",
     "VIDEO",
+    "VIDEOS",
     "Family",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from accelerate import cpu_offload
+from torch.nn import functional as F
 from transformers import AttentionInterface
 
 import tokenprune
@@ -42,6 +43,15 @@ class Look(test_layouts.Look):
     @property
     def needs(self):
         return frozenset({"features", "encoder", *self.taps})
+
+
+@dataclass(kw_only=True)
+class Beside(Look):
+    """The same, without what entered the projector."""
+
+    @property
+    def needs(self):
+        return frozenset({"features", *self.taps})
 
 
 def look(model, inputs, taps, per="prompt"):
@@ -147,6 +157,20 @@ def test_received_attention_is_the_mean_column_of_the_map(name, layer, maps):
     if lookup(family.model_type).model_type == "exaone4_5":
         found, expected = found.sort().values, expected.sort().values
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("videos", [(1,), (2, 1)], ids=str)
+def test_frames_that_are_interpolated_have_their_values_interpolated(videos, maps):
+    """LLaVA-OneVision: 4 x 4 patches of a frame become 2 x 2 tokens, a newline row ends every video."""
+    family = BY_NAME["llava_onevision-video"]
+    inputs, tap = family.inputs(videos), Tap("attention", queries="all", layer=-1)
+    policy, model = Beside(keep=1, taps=(tap,)), family.model()
+    with torch.no_grad(), tokenprune.wrap(model, policy):
+        model(**inputs)
+    shown = torch.cat([tokens.tower[tap] for tokens in policy.seen])
+    expected = received(maps(family, inputs)[-1]).view(-1, 1, 4, 4)
+    expected = F.interpolate(expected, size=(2, 2), mode="bilinear").view(sum(videos), 6 * 4)
+    torch.testing.assert_close(shown[..., 0, 0], expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

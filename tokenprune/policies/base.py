@@ -34,6 +34,8 @@ class Policy:
     cost: ClassVar[str] = ""  # operations and memory per unit
     when: ClassVar[str] = ""  # to be used
     limits: ClassVar[str] = ""
+    positions: ClassVar[str] = "original"  # of the tokens left, where `wrap` is not told otherwise
+    kinds: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it is asked about; others stay whole
 
     keep: int | float | None = None
     per: Unit = "image"

@@ -22,7 +22,6 @@ class LayerPolicy(Policy):
     needs: ClassVar = frozenset()
     reads: ClassVar[str] = ""  # for `tokenprune show`: whose attention
     budgeted: ClassVar[bool] = False  # has a budget without `keep`
-    positions: ClassVar[str] = "original"  # of the tokens left, where `wrap` is not told otherwise
     everywhere: ClassVar[bool] = False  # asked about units that lose nothing, too
 
     @property

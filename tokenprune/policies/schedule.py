@@ -27,7 +27,8 @@ class ScheduledPolicy(LayerPolicy):
     budgeted: ClassVar[bool] = True
     published: ClassVar[tuple[float, ...]] = ()  # shares left after each of the default layers
     offset: ClassVar[int] = 0  # tokens leave the input of layer + offset,
-    lag: ClassVar[int] = 1  # scored in the layer that many before
+    lag: ClassVar[int] = 1  # scored in the layer that many before, or in that very one
+    earliest: ClassVar[int] = 1  # layer that they can leave
     rows: ClassVar[Rows] = "last"
 
     layers: tuple[int | float, ...] = ()
@@ -70,7 +71,7 @@ class ScheduledPolicy(LayerPolicy):
                 Budget(keep, self.per, self.rounding)
 
     def events(self, depth: int) -> tuple[Event, ...]:
-        least = max(1, self.lag)
+        least = self.earliest
         drops = self._apart([layer_at(layer, depth) + self.offset for layer in self.layers], least, depth)
         for layer, drop in zip(self.layers, drops, strict=True):
             if not least <= drop < depth:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..errors import UnsupportedModelError
 from .cache import CacheState, LayerState, Life, attach, physical_length, state_of
@@ -133,15 +134,46 @@ def remember_layers(cache: Any, call: LayerCall, drops: list[int]) -> None:
     """
     state, past, current = state_of(cache), call.past, None
     earlier, made = state.valid[:, :past], {}
-    for drop in drops:
+    if call.forgets:
+        forget(cache, call)
+    for drop in sorted({0, *drops}) if call.forgets else drops:
         current = call.drops.get(drop, current)
-        if current is None:  # nothing left this call up to here, so what came is the same as in the first layer
+        held = call.drops[call.forgets] if drop < call.forgets else current
+        if held is None:  # nothing left this call up to here, so what came is the same as in the first layer
             continue
         old = state.behind(drop)
         before = earlier if old is None else old.mask(earlier, past, 0)
-        valid = torch.cat([before, current.real.to(before.device)], 1)
+        valid = torch.cat([before, held.real.to(before.device)], 1)
         shift = None if old is None else old.shift
-        if current.positions is not None:
+        if current is not None and current.positions is not None:
             shift = (call.positions[:, -1] - current.positions[:, -1]).to(valid.device)
         made[drop] = LayerState(valid, state.valid.shape[1], bool(valid.all()), shift)
     state.layers.update(made)
+
+
+def forget(cache: Any, call: LayerCall) -> None:
+    """Take what a forgetting event removed out of the layers in front of it.
+
+    Raises:
+        UnsupportedModelError: layers that hold keys otherwise than one behind the other.
+    """
+    left = call.drops[call.forgets]
+    for i, layer in enumerate(cache.layers[: call.forgets]):
+        if not isinstance(layer, CacheLayerMixin):
+            continue  # recurrent: nothing of single tokens is there
+        if type(layer) is not DynamicLayer:
+            raise UnsupportedModelError(
+                f"past_key_values holds a {type(layer).__name__} in layer {i}, which cannot forget single tokens: use "
+                "the default cache, or a policy that leaves earlier layers alone (forget=False)."
+            )
+        own = call.drops.get(max((drop for drop in call.drops if drop <= i), default=-1))
+        index = left.cut.index if own is None else own.cut.moved.gather(1, left.cut.index).clamp_min(0)
+        length = left.cut.length if own is None else own.cut.index.shape[1]
+        layer.keys, layer.values = (_kept(rows, index, length) for rows in (layer.keys, layer.values))
+
+
+def _kept(rows: Tensor, index: Tensor, length: int) -> Tensor:
+    """[B, H, K, d] with the last `length` of its places K cut to [B, L'] `index`."""
+    first = rows.shape[2] - length
+    index = index.to(rows.device)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+    return torch.cat([rows[:, :, :first], rows[:, :, first:].gather(2, index)], 2)

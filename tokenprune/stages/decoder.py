@@ -143,7 +143,8 @@ class LayerStage:
             left = asked
         if not call.pending:
             return
-        call.units, call.image_sizes, call.history = units, image_sizes, History()
+        call.units, call.image_sizes = units, image_sizes
+        call.history = History(start=[len(unit.slots) for unit in units])
         inside = torch.zeros_like(real)
         for unit in units:
             inside[unit.sample, unit.slots] = True
@@ -283,7 +284,7 @@ class LayerStage:
                     "of the model (fp16 overflows; bf16 or fp32 do not)."
                 )
         with torch.autocast(hidden.device.type, enabled=False):
-            rows, kept = choose(call, one, rows, scores)
+            rows, kept = choose(call, one, rows, scores, depth=len(self.parts.decoder.layers))
         rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
         call.pending.remove(one)
         happened = Happened(one.policy.name, one.event, one.score, kept, call.sequence.real.sum(1))
@@ -338,4 +339,5 @@ class LayerStage:
             old = None if state is None else state.behind(i)
             call.sequence = call.sequence.renumbered(call.positions, None if old is None else old.shift)
         call.drops[i] = call.sequence
+        call.forgets = i if one.event.forget else call.forgets
         return step.take(rows, 1)

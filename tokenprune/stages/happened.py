@@ -40,12 +40,22 @@ class History:
     """All events of one call, in order.
 
     Attributes:
+        start: tokens of every unit in front of the first layer.
         marks: seconds where the first layer is entered, before and after every event, and at the end; empty where
             nothing is timed.
     """
 
     events: list[Happened] = field(default_factory=list)
+    start: list[int] = field(default_factory=list)
     marks: list[float] = field(default_factory=list)
+
+    def entered(self, unit: int, layer: int) -> tuple[int, ...]:
+        """Tokens of a unit that each layer in front of `layer` was given."""
+        left, result = self.start[unit], []
+        behind = {one.event.drop: one.kept[unit] for one in self.events}
+        for i in range(layer):
+            result.append(left := behind.get(i, left))
+        return tuple(result)
 
     def mark(self, now: float | None) -> None:
         if now is not None:
@@ -62,6 +72,7 @@ class History:
                 kept=sum(one.kept),
                 lengths=one.lengths.tolist(),
                 event_ms=one.spent,
+                forgotten=one.event.forget,
                 saved_ms=(depth - one.event.drop) * (layer[i] - layer[i + 1]) if layer else None,
             )
             for i, one in enumerate(self.events)

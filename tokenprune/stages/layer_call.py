@@ -107,6 +107,7 @@ class LayerCall:
         history: what happened so far; None where no visual token is to leave.
         renewed: what the layers from here on get, each made once for as long as they read the same sequence.
         layer: that was entered last.
+        forgets: drop of the last event that earlier layers forget with; 0 where none does.
     """
 
     past: int
@@ -126,6 +127,7 @@ class LayerCall:
     history: History | None = None
     renewed: dict[Any, Any] = field(default_factory=dict)
     layer: int = 0
+    forgets: int = 0
 
     @property
     def cut(self) -> Cut | None:

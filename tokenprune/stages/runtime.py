@@ -45,7 +45,7 @@ from .prompt import PromptReader
 from .select import Surroundings, apply_policies, budgets_remove
 from .separators import drop_empty
 from .units import UnitState, make_units
-from .visual import Call, find_items, has_placeholder, keys_of, modalities, placeholder_masks
+from .visual import Call, as_videos, find_items, has_placeholder, keys_of, modalities, placeholder_masks
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Options:
             policy does by itself.
         logits: "kept" (one row per token left) or "full" (the prompt's length).
         drop_empty_rows: newline and row-break tokens of lines without any kept token leave too.
+        images_are_frames: the images of a prompt are the frames of one video.
         tokenizer: turns the prompt into the instruction's text, for policies that need it.
         timing: synchronise the device around the selection and report its time.
     """
@@ -81,6 +82,7 @@ class Options:
     positions: str | None = None
     logits: str = "kept"
     drop_empty_rows: bool = False
+    images_are_frames: bool = False
     tokenizer: Any = None
     timing: bool = False
 
@@ -155,7 +157,7 @@ class Stages:
         return Report(policy=text, stage=self.name, positions=self._positions(), **known)
 
     def _positions(self) -> str:
-        compact = {self.options.positions == "compact"} if self.policies else set()
+        compact = {self.compact} if self.policies else set()
         compact |= {one.compact for one in self.layers.events}
         return " + ".join(word for word, there in (("original", False), ("compact", True)) if there in compact)
 
@@ -183,6 +185,13 @@ class Stages:
             isinstance(policy.keep, float) and policy.keep == 1.0 and not getattr(policy, "everywhere", False)
             for policy in self.every_policy
         )
+
+    @property
+    def compact(self) -> bool:
+        """What is left in front of the decoder is renumbered. Positions of several axes stay what they are."""
+        if self.options.positions is not None or self.parts.several_axes:
+            return self.options.positions == "compact"
+        return any(policy.positions == "compact" for policy in self.policies)
 
     # Hooks
 
@@ -279,7 +288,7 @@ class Stages:
         if deepstack is not None:
             short[deepstack.name] = deepstack.shorten(keep, kwargs)
         shift = None
-        if self.options.positions == "compact":
+        if self.compact:
             if positions.ndim == 3:
                 raise InvalidArgumentError(NO_COMPACT.format(family=self.parts.adapter.model_type))
             short["position_ids"], shift = compact(positions.expand(batch, -1).to(x.device), cut, real)
@@ -355,7 +364,16 @@ class Stages:
 
     def _units(self, call: Call, device: torch.device) -> list[UnitState]:
         call.items = find_items(call, self.parts)
+        if self.options.images_are_frames:
+            call.items = as_videos(call.items)
         call.seen = bool(call.items)
+        found = {item.modality for item in call.items}
+        if call.seen and not any(policy.kinds & found for policy in self.every_policy):
+            warnings.warn(
+                f"policy {self.every_policy[0].name!r} prunes videos, and this prompt has images only, which stay "
+                "whole: if they are the frames of a video, say wrap(..., images_are_frames=True).",
+                stacklevel=2,
+            )
         keys = keys_of(call, call.items)
         adapter, config = self.parts.adapter, self.parts.config
         return make_units(call.items, keys, adapter=adapter, config=config, per=self.every_policy[0].per, device=device)

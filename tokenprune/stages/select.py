@@ -19,13 +19,12 @@ from .units import UnitState, grouped
 
 
 def counts(policy: ProjectorPolicy, units: list[UnitState]) -> list[int]:
-    """Tokens that the policy's budget leaves of every unit."""
-    budget = policy.budget
-    if budget.of is None:
-        return [budget.count(len(unit.slots)) for unit in units]
-    result = [0] * len(units)
-    for group in grouped(units, budget.of):
-        for i, k in zip(group, budget.split([len(units[i].slots) for i in group]), strict=True):
+    """Tokens that the policy's budget leaves of every unit; all of those of modalities that it leaves alone."""
+    budget, result = policy.budget, [len(unit.slots) for unit in units]
+    for group in grouped(units, policy.kinds, budget.of):
+        sizes = [result[i] for i in group]
+        shares = [budget.count(sizes[0])] if budget.of is None else budget.split(sizes)
+        for i, k in zip(group, shares, strict=True):
             result[i] = k
     return result
 
@@ -153,23 +152,23 @@ def _inside(
     policy: ProjectorPolicy, group: list[UnitState], around: Surroundings, device: torch.device
 ) -> dict[str, Any]:
     """Tower features of the patches, taps, and the projector."""
-    taps = [need for need in policy.needs if isinstance(need, Tap)]
+    needs = [need for need in policy.needs if isinstance(need, Tap)]
+    needs += ["encoder"] if policy.needs & {"encoder", "projection"} else []
     if any(unit.merged for unit in group):
         raise UnsupportedPolicyError(
             f"policy {policy.name!r} needs the tower's features, and a policy before it merged tokens, which are no "
             "longer made of their own patches: put it first."
         )
-    if any(need not in unit.inside for unit in group for need in ("encoder", *taps)):
+    if any(need not in unit.inside for unit in group for need in needs):
         raise UnsupportedPolicyError(
             f"policy {policy.name!r} needs the tower's features, but mm_encoder_outputs were encoded elsewhere, before "
             "the model was wrapped or while it was disabled, or this model mixed them into others: pass pixel_values, "
             "or use a policy that reads projected features."
         )
-    found = {need: torch.stack([unit.inside[need] for unit in group]).to(device) for need in ("encoder", *taps)}
-    encoder = found.pop("encoder")
-    shown = {"encoder": encoder, "tower": found}
+    found = {need: torch.stack([unit.inside[need] for unit in group]).to(device) for need in needs}
+    shown = {"encoder": found.pop("encoder", None), "tower": found}
     if "projection" in policy.needs:
-        shown["projection"] = around.projector.of(*encoder.shape[2:])
+        shown["projection"] = around.projector.of(*shown["encoder"].shape[2:])
     return shown
 
 

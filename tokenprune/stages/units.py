@@ -23,6 +23,7 @@ class UnitState:
 
     Attributes:
         sample, unit, kind: as in `UnitReport`.
+        modality: "image" or "video", of the first of its tokens where it has both.
         image: number of the image or video it was cut from.
         key: see `VisualTokens.keys`.
         slots: [n] long on the device, positions in the segment of the tokens still there, ascending.
@@ -37,6 +38,7 @@ class UnitState:
     sample: int
     unit: int
     kind: str
+    modality: str
     image: int
     key: int
     slots: Tensor
@@ -86,10 +88,15 @@ class UnitState:
         )
 
 
-def grouped(units: list[UnitState], of: Whole) -> list[list[int]]:
-    """Numbers of the units that share a budget "of" an image or a prompt."""
+def grouped(units: list[UnitState], kinds: frozenset[str], of: Whole | None) -> list[list[int]]:
+    """Numbers of the units of these modalities that share a budget: each its own, or one "of" an image or a prompt."""
     groups: dict[Any, list[int]] = {}
     for i, unit in enumerate(units):
+        if unit.modality not in kinds:
+            continue
+        if of is None:
+            groups[i] = [i]
+            continue
         groups.setdefault(unit.sample if of == "prompt" else (unit.sample, unit.image), []).append(i)
     return list(groups.values())
 
@@ -143,6 +150,7 @@ def make_units(
                 sample=sample,
                 unit=number,
                 kind=per if cut or per == "prompt" else first.modality,
+                modality=first.modality,
                 image=first.image,
                 key=group[0].key + (number if cut else 0),
                 slots=slots[order].to(device),
@@ -196,13 +204,16 @@ def _captured(features: Features, adapter: Adapter, config) -> dict[Any, Tensor]
     if adapter.patches is None or not features.entered:
         return {}
     patches = [adapter.patches(config, features, entered) for entered in features.entered]
-    if patches[0] is None:
-        return {}
-    inside = {"encoder": torch.cat(patches)}
-    rows, count = inside["encoder"].shape[:2]
+    inside = {} if patches[0] is None else {"encoder": torch.cat(patches)}
+    if inside:
+        rows, count = inside["encoder"].shape[:2]
+        positions = rows * count
+    else:  # rows of patches that were mixed, one made of those around its place
+        rows, count = sum(map(len, adapter.layouts(config, features))), 1
+        positions = sum(entered.shape[:-1].numel() for entered in features.entered)
     for tap, calls in features.tower.items():
         values = torch.cat(calls, dim=1 if len(calls[0]) == 1 else 0)
-        if values.shape[1] * len(values) != rows * count:
+        if values.shape[1] * len(values) != positions:
             values = values[:, features.prefix :]
         values = adapter.inside(config, features, values, count)
         if len(values) == rows:  # else the rows were made of several positions

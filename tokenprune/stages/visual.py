@@ -209,6 +209,32 @@ def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
     return items
 
 
+def as_videos(items: list[Item]) -> list[Item]:
+    """The images of each sample as frames of one video.
+
+    Raises:
+        InputError: they are no frames.
+    """
+    first: dict[int, Item] = {}
+    seen: set[int] = set()
+    for item in items:
+        if item.modality != "image":
+            continue
+        grids = item.layout.grids
+        one = first.setdefault(item.sample, item)
+        tiles = item.image in seen
+        seen.add(item.image)
+        if tiles or len(grids) != 1 or grids[0] is None or grids != one.layout.grids:
+            raise InputError(
+                f"images_are_frames=True, and the images of sample {item.sample} have crops or differ in size (grids "
+                f"{one.layout.grids} and {grids}): give frames of one size, each encoded whole."
+            )
+    return [
+        replace(item, modality="video", image=first[item.sample].image) if item.modality == "image" else item
+        for item in items
+    ]
+
+
 def _is_joined(join: str, modality: str, gap: int, mark_before: Hashable, mark: Hashable, end: Hashable) -> bool:
     """Whether an item belongs to the image of the one before it.
 

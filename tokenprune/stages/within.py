@@ -18,26 +18,28 @@ from .units import UnitState, grouped
 
 def counts(policy: LayerPolicy, event: Event, units: list[UnitState], left: list[int]) -> list[int]:
     """Tokens that an event leaves of every unit, of which `left` are there; its shares are of units as they came."""
-    totals = [len(unit.source) for unit in units]
-    if policy.of is None:
-        asked = [policy.count(event, total) for total in totals]
-    else:
-        asked = list(totals)
-        for group in grouped(units, policy.of):
-            sizes = [totals[i] for i in group]
-            most = policy.count(event, sum(sizes))
-            shares = Budget(most, policy.per, policy.rounding, policy.of, policy.quota).split(sizes) if most else sizes
-            for i, k in zip(group, shares, strict=True):
-                asked[i] = k if most else 0
+    asked = [len(unit.source) for unit in units]
+    for group in grouped(units, policy.kinds, policy.of):
+        sizes = [asked[i] for i in group]
+        most = policy.count(event, sum(sizes))
+        if policy.of is None or most == 0:
+            shares = [most] * len(group)
+        else:
+            shares = Budget(most, policy.per, policy.rounding, policy.of, policy.quota).split(sizes)
+        for i, k in zip(group, shares, strict=True):
+            asked[i] = k
     return [min(k, n) for k, n in zip(asked, left, strict=True)]
 
 
-def choose(call: LayerCall, one: Planned, hidden: Tensor, scores: Tensor | None) -> tuple[Tensor, list[int]]:
+def choose(
+    call: LayerCall, one: Planned, hidden: Tensor, scores: Tensor | None, *, depth: int
+) -> tuple[Tensor, list[int]]:
     """Ask a policy about one event. Changes the units in place.
 
     Args:
         hidden: [B, L, ...], hidden states of the current sequence.
         scores: [B, L] float32, or None where the event looks at no attention.
+        depth: layers of the decoder.
 
     Returns:
         hidden states with merged rows in place, and how many tokens of every unit are left.
@@ -45,22 +47,30 @@ def choose(call: LayerCall, one: Planned, hidden: Tensor, scores: Tensor | None)
     Raises:
         PolicyError: an answer that is no selection.
     """
-    policy, groups = one.policy, {}
+    policy, drop, groups = one.policy, one.event.drop, {}
     asked = counts(policy, one.event, call.units, [len(unit.slots) for unit in call.units])
     for i, (unit, k) in enumerate(zip(call.units, asked, strict=True)):
         if k == 0:
             unit.drop()
-        elif k < len(unit.slots) or policy.everywhere:
+        elif k < len(unit.slots) or (policy.everywhere and unit.modality in policy.kinds):
             alone = None if policy.exact else i
             key: Any = (len(unit.slots), k, len(unit.source), unit.full_grid, alone)
-            groups.setdefault(key, []).append(unit)
+            groups.setdefault(key, []).append((unit, call.history.entered(i, drop)))
     for (_, k, *_), group in groups.items():
-        hidden = _apply(call, one, group, k, hidden, scores)
+        units, entered = map(list, zip(*group, strict=True))
+        about = {"entered": entered, "depth": depth}
+        hidden = _apply(call, one, units, k, hidden, scores, about)
     return hidden, [len(unit.slots) for unit in call.units]
 
 
 def _apply(
-    call: LayerCall, one: Planned, group: list[UnitState], k: int, hidden: Tensor, scores: Tensor | None
+    call: LayerCall,
+    one: Planned,
+    group: list[UnitState],
+    k: int,
+    hidden: Tensor,
+    scores: Tensor | None,
+    about: dict[str, Any],
 ) -> Tensor:
     sample = torch.tensor([unit.sample for unit in group], device=hidden.device)[:, None]
     slots = torch.stack([unit.slots for unit in group]).to(hidden.device)
@@ -74,6 +84,7 @@ def _apply(
         compact=one.compact,
         keys=[unit.key for unit in group],
         event=one.event,
+        **about,
     )
     selection = one.policy.select(tokens, k)
     check(one.policy, selection, tokens.hidden, k if one.policy.exact else None)
