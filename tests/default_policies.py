@@ -10,12 +10,17 @@ from torch.nn import functional as F
 
 from tokenprune.policies import (
     DART,
+    EVS,
     TRIM,
     CDPruner,
     CDPrunerOpenVINO,
     DivPrune,
+    DyCoke,
     FasterVLM,
+    FastVID,
+    FrameClassToken,
     HiPrune,
+    HoliTom,
     HoloV,
     MMTok,
     NoPruning,
@@ -23,8 +28,11 @@ from tokenprune.policies import (
     Pool,
     PruMerge,
     PruMergePlus,
+    PruneVid,
     Random,
     Uniform,
+    UniformFrames,
+    VidCom2,
     VisionZip,
     VisPruner,
     ZooPrune,
@@ -60,6 +68,14 @@ POLICIES = {
     "zooprune": ZooPrune,
     "zooprune-zeroth-order": partial(ZooPrune, estimator="zeroth_order"),
     "zooprune-norm": partial(ZooPrune, estimator="norm"),
+    "uniform-frames": UniformFrames,
+    "evs": EVS,
+    "vidcom2": VidCom2,
+    "dycoke": DyCoke,
+    "prunevid": PruneVid,
+    "holitom": partial(HoliTom, tau=0.2),  # so that something of random frames is static
+    "fastvid": FastVID,
+    "fastvid-sequential": partial(FastVID, form="sequential", tau=0.2, ignore=0.5, c=2, frames=FrameClassToken()),
 }
 
 
@@ -183,6 +199,14 @@ BY_PLACE = {
     "visionzip": "takes every so many of the rest, in the order of the sequence, as targets of the merge",
     "visionzip-contextual": "as visionzip",
     "prumerge-plus": "adds places at even steps",
+    "uniform-frames": "takes places",
+    "evs": "compares frames",
+    "vidcom2": "compares frames",
+    "dycoke": "compares frames",
+    "prunevid": "compares frames",
+    "holitom": "compares frames",
+    "fastvid": "compares frames",
+    "fastvid-sequential": "compares frames",
 }
 # Policies whose last pick is one token made of all others: it stands at a place that says nothing.
 SUMMARY = ("prumerge", "trim")

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 # folder in the checkout -> package once installed
 PACKAGES = {"tokenprune": "tokenprune", "adapters": "tokenprune.adapters", "eval": "tokenprune.eval", "demos": "demos"}
 LEAVES = ["errors", "budget", "projection", "tokens", "layers", "registry", "report"]
-LIBRARY = [*LEAVES, "ops", "policies", "adapters", "stages", "wrap", ""]
+INPUT = ["readers", "video"]
+LIBRARY = [*LEAVES, *INPUT, "ops", "policies", "adapters", "stages", "wrap", ""]
 # part of the library ("" is its __init__) -> parts it may import
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -19,14 +20,16 @@ MAY_IMPORT = {
     "stages": [*LEAVES, "ops", "policies", "adapters", "stages"],
     "wrap": [*LEAVES, "ops", "policies", "adapters", "stages", "wrap"],
     "": LIBRARY,
+    **dict.fromkeys([*INPUT, "view"], ["errors", "report", *INPUT]),
     "calibrate": [*LIBRARY, "calibrate"],
     "command": [*LIBRARY, "command"],
     "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],
-    "cli": [*LIBRARY, "command", "train_cli", "cli"],
+    "view_cli": [*LIBRARY, "command", "view", "view_cli"],
+    "cli": [*LIBRARY, "command", "train_cli", "view_cli", "cli"],
     "eval": [*LIBRARY, "calibrate", "eval"],
-    "demos": ["", "cli", "eval"],  # the public face only
+    "demos": ["", "cli", "eval", "view"],  # the public face only
 }
-TRANSFORMERS = {"adapters", "stages", "command", "eval", "demos"}
+TRANSFORMERS = {"adapters", "stages", "command", "video", "eval", "demos"}
 
 SOURCES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 LIBRARY_SOURCES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("tokenprune", "adapters")]

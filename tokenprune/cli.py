@@ -1,4 +1,4 @@
-"""`tokenprune list | show | run | train`."""
+"""`tokenprune list | show | run | view | train`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .command import assignment, encode, load, make_policy, one_sentence, open_image
-from .errors import InputError, InvalidArgumentError
+from .command import (
+    LONGEST_EDGE,
+    Device,
+    DType,
+    End,
+    Fields,
+    Fps,
+    Frames,
+    Keep,
+    ModelName,
+    Per,
+    PolicyName,
+    Positions,
+    ReaderName,
+    Size,
+    Start,
+    budgeted,
+    encode,
+    frames_are_images,
+    load,
+    one_sentence,
+    open_image,
+)
+from .errors import InputError
 from .train_cli import train
+from .view_cli import view
 
 if TYPE_CHECKING:
     from .policies import Policy
@@ -85,36 +108,52 @@ def show(policy: Annotated[str, typer.Argument(help="Name of a policy, see `toke
 @app.command()
 @one_sentence()
 def run(
-    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of a vision-language model.")],
-    image: Annotated[list[Path], typer.Option(help="Image file; repeat for several.")],
+    model: ModelName,
     prompt: Annotated[str, typer.Option(help="What to ask.")],
-    policy: Annotated[str, typer.Option(help="Name of a policy, see `tokenprune list`.")] = "cdpruner",
-    keep: Annotated[str, typer.Option(help="Budget: 64 (tokens) or 0.25 (share); 0.25 unless --set keeps=....")] = "",
-    per: Annotated[str, typer.Option(help="What the budget is counted over: image, crop, frame or prompt.")] = "image",
-    fields: Annotated[list[str] | None, typer.Option("--set", help="A field of the policy: theta=0.5.")] = None,
-    positions: Annotated[str, typer.Option(help="Of kept tokens: original or compact; else as the policy does.")] = "",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0; the default is the GPU if there is one.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(help="Image file; repeat for several.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="Video, GIF or folder of pictures; repeat.")] = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    start: Start = 0.0,
+    end: End = None,
+    size: Size = LONGEST_EDGE,
+    reader: ReaderName = "decord",
+    policy: PolicyName = "cdpruner",
+    keep: Keep = "",
+    per: Per = "image",
+    fields: Fields = None,
+    positions: Positions = "",
+    dtype: DType = "auto",
+    device: Device = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     timing: Annotated[bool, typer.Option("--timing", help="Measure the selection, after a first try.")] = False,
 ) -> None:
-    """Answer a question about images with a pruned model, and report what was pruned."""
+    """Answer a question about images or videos with a pruned model, and report what was pruned."""
     from rich.console import Console
 
+    from .video import read_video
     from .wrap import wrap
 
-    given = dict(map(assignment, fields or []))
-    budget = {"keep": number(keep)} if keep else {} if "keeps" in given else {"keep": 0.25}
-    pruning = make_policy(policy, {**budget, "per": per, **given})
+    pruning = budgeted(policy, keep, per, fields)
     if not prompt.strip():
         raise InputError("prompt='' is empty: give a question.")
-    pictures = [open_image(path) for path in image]
+    if not image and not video:
+        raise InputError("image and video are both missing: give at least one --image or --video.")
+    pictures = [open_image(path) for path in image or []]
+    how = {"frames": frames, "fps": fps, "start": start, "end": end, "size": size, "reader": reader}
+    videos = [read_video(path, **how) for path in video or []]
     loaded, processor = load(model, dtype=dtype, device=device)
-    tokenizer = getattr(processor, "tokenizer", None)
-    with wrap(loaded, pruning, positions=positions or None, tokenizer=tokenizer, timing=timing) as handle:
-        inputs, placed = encode(processor, loaded, prompt, pictures)
+    inputs, placed = encode(processor, loaded, prompt, pictures, videos)
+    with wrap(
+        loaded,
+        pruning,
+        positions=positions or None,
+        images_are_frames=frames_are_images(inputs, pictures, videos),
+        tokenizer=getattr(processor, "tokenizer", None),
+        timing=timing,
+    ) as handle:
         handle.instruction = prompt if placed else None
-        handle.image_sizes = [picture.size for picture in pictures]
+        handle.image_sizes = None if videos else [picture.size for picture in pictures]
         if timing:  # the first forward is slow for other reasons
             loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
         generated = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
@@ -125,18 +164,7 @@ def run(
     console.print(str(report), style="dim", markup=False)
 
 
-def number(text: str) -> int | float:
-    """`"64"` is a count, `"0.25"` a share.
-
-    Raises:
-        InvalidArgumentError: neither.
-    """
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    raise InvalidArgumentError(f"keep={text!r} is no number: give an int (tokens) or a float in (0, 1] (share).")
+app.command()(view)
 
 
 def _needs(policy: Policy) -> str:

@@ -7,20 +7,50 @@ import dataclasses
 import inspect
 import types
 import typing
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import InputError, InvalidArgumentError, TokenPruneError, UnsupportedModelError, nearest
+from .readers import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .policies import Policy
+    from .video import Video
 
+__all__ = [
+    "assignment",
+    "budgeted",
+    "encode",
+    "frames_are_images",
+    "load",
+    "make_policy",
+    "number",
+    "one_sentence",
+    "open_image",
+]
 USER_ERROR = 2  # exit code
+LONGEST_EDGE = 1024  # pixels of a frame: about as many as video models read of one
+
+ModelName = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a vision-language model.")]
+Frames = Annotated[int | None, typer.Option(help="Read so many frames at equal steps; 32 if --fps is missing, too.")]
+Fps = Annotated[float | None, typer.Option(help="Read so many frames a second instead.")]
+Start = Annotated[float, typer.Option(help="Read the video from this second on.")]
+End = Annotated[float | None, typer.Option(help="Read it up to this second.")]
+Size = Annotated[int, typer.Option(help="Longest edge of a frame, in pixels; larger ones are reduced at once.")]
+ReaderName = Annotated[str, typer.Option(help="What reads video files: decord or pyav.")]
+PolicyName = Annotated[str, typer.Option(help="Name of a policy, see `tokenprune list`.")]
+Keep = Annotated[str, typer.Option(help="Budget: 64 (tokens) or 0.25 (share); 0.25 unless --set keeps=....")]
+Per = Annotated[str, typer.Option(help="What the budget is counted over: image, crop, frame or prompt.")]
+Fields = Annotated[list[str] | None, typer.Option("--set", help="A field of the policy: theta=0.5.")]
+Positions = Annotated[str, typer.Option(help="Of kept tokens: original or compact; else as the policy does.")]
+DType = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="Such as cpu or cuda:0; the default is the GPU if there is one.")]
 
 
 @contextmanager
@@ -33,25 +63,6 @@ def one_sentence():
         raise typer.Exit(USER_ERROR) from None
 
 
-def open_image(path: Path) -> Image:
-    """The picture in a file, decoded, RGB.
-
-    Raises:
-        InputError: no such file, no image, or only the beginning of one.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise InputError(f"image={str(path)!r} is no file: give the path of an image.")
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise InputError(f"image={str(path)!r} is not an image that Pillow can read: give a PNG or JPEG.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image={str(path)!r} cannot be decoded ({error}): give an intact file.") from None
-
-
 def assignment(text: str) -> tuple[str, Any]:
     """`"theta=0.5"` -> ("theta", 0.5)"""
     name, equals, value = text.partition("=")
@@ -61,6 +72,31 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def number(text: str) -> int | float:
+    """`"64"` is a count, `"0.25"` a share.
+
+    Raises:
+        InvalidArgumentError: neither.
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise InvalidArgumentError(f"keep={text!r} is no number: give an int (tokens) or a float in (0, 1] (share).")
+
+
+def budgeted(name: str, keep: str, per: str, fields: list[str] | None) -> Policy:
+    """The policy as the command line asks for it, with a quarter of the tokens unless that says how many.
+
+    Raises:
+        TokenPruneError: unknown name or field, or a value the field cannot take.
+    """
+    given = dict(map(assignment, fields or []))
+    budget = {"keep": number(keep)} if keep else {} if "keeps" in given else {"keep": 0.25}
+    return make_policy(name, {**budget, "per": per, **given})
 
 
 def make_policy(name: str, fields: dict[str, Any]) -> Policy:
@@ -116,6 +152,11 @@ def load(model: str, *, dtype: str = "auto", device: str = "") -> tuple[Any, Any
             )
         processor = AutoProcessor.from_pretrained(model)
         loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    except ImportError as error:
+        raise InputError(
+            f"model={model!r} needs a package that is not installed ({_line(error)}): install it, for video models by "
+            "pip install tokenprune-vlm[video]."
+        ) from None
     except (OSError, ValueError) as error:
         if Path(model).exists():
             raise InputError(f"model={model!r} holds no loadable checkpoint ({_line(error)}).") from None
@@ -125,45 +166,97 @@ def load(model: str, *, dtype: str = "auto", device: str = "") -> tuple[Any, Any
     return loaded.to(device).eval(), processor
 
 
-def with_images(processor: Any, prompt: str, images: int) -> str:
-    """The prompt as the model reads it, one placeholder per image: by the chat template if there is one, else in front.
+def with_placeholders(processor: Any, prompt: str, *, images: int = 0, videos: int = 0) -> str:
+    """The prompt as the model reads it, a placeholder for each: by the chat template if there is one, else in front.
 
     Raises:
-        InputError: the prompt has placeholders of its own, and not as many as images.
+        InputError: the prompt has placeholders of its own, and not as many as there are images or videos.
         UnsupportedModelError: the processor names no placeholder and has no chat template.
     """
-    placeholder = getattr(processor, "image_token", None)
-    if placeholder and (found := prompt.count(placeholder)):
-        if found != images:
-            raise InputError(
-                f"prompt has {found} times {placeholder!r} for {images} images: give one per image, or none."
-            )
+    counts = {"image": images, "video": videos}
+    tokens = {kind: getattr(processor, f"{kind}_token", None) for kind in counts}
+    found = {kind: prompt.count(token) if token else 0 for kind, token in tokens.items()}
+    if any(found.values()):
+        for kind, count in counts.items():
+            if found[kind] != count:
+                raise InputError(
+                    f"prompt has {found[kind]} times {tokens[kind]!r} for {count} {kind}s: give one per {kind}, or "
+                    "none."
+                )
         return prompt
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+        content = [{"type": kind} for kind, count in counts.items() for _ in range(count)]
         return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}],
+            add_generation_prompt=True,
+            tokenize=False,
         )
-    if not placeholder:
-        raise UnsupportedModelError(
-            f"the processor {type(processor).__name__} has neither a chat template nor an image token: use the model's "
-            "own prompt format from Python."
-        )
-    return placeholder * images + "\n" + prompt
+    for kind, count in counts.items():
+        if count and not tokens[kind]:
+            raise UnsupportedModelError(
+                f"the processor {type(processor).__name__} has neither a chat template nor a token for {kind}s: use "
+                "the model's own prompt format from Python."
+            )
+    return "".join(tokens[kind] * count for kind, count in counts.items() if count) + "\n" + prompt
 
 
-def encode(processor: Any, model: Any, prompt: str, pictures: list[Image]) -> tuple[Any, bool]:
-    """A forward's arguments for a prompt about pictures, and whether text was put around it.
+def encode(
+    processor: Any, model: Any, prompt: str, pictures: Sequence[Image] = (), videos: Sequence[Video] = ()
+) -> tuple[Any, bool]:
+    """A forward's arguments for a prompt about pictures and videos, and whether text was put around it.
 
     Raises:
-        InputError: the prompt has placeholders of its own, and not as many as pictures.
-        UnsupportedModelError: the processor names no placeholder and has no chat template.
+        InputError: the prompt has placeholders of its own, and not as many as there are pictures or videos; or the
+            processor refuses them.
+        UnsupportedModelError: the processor takes no videos, or names no placeholder and has no chat template.
     """
-    text = with_images(processor, prompt, len(pictures))
+    name = type(processor).__name__
+    given: dict[str, Any] = {"images": list(pictures)} if pictures else {}
+    if videos:
+        reader = getattr(processor, "video_processor", None)
+        if reader is None:
+            raise UnsupportedModelError(f"the processor {name} takes no videos: give a model that does, or images.")
+        joined = getattr(reader, "temporal_patch_size", None) or 1
+        for video in videos:
+            if len(video) < joined:
+                raise InputError(
+                    f"video={video.path!r} gives {len(video)} frame, and {name} joins {joined} into one: read more."
+                )
+        given |= {
+            "videos": [video.frames for video in videos],
+            "video_metadata": [video.metadata() for video in videos],
+            "do_sample_frames": False,
+        }
+    text = with_placeholders(processor, prompt, images=len(pictures), videos=len(videos))
     tokenizer = getattr(processor, "tokenizer", None)
     begun = text.startswith(getattr(tokenizer, "bos_token", None) or "\0")  # by the chat template
-    inputs = processor(text=[text], images=pictures, return_tensors="pt", add_special_tokens=not begun)
-    return inputs.to(model.device, dtype=model.dtype), text != prompt
+    try:
+        inputs = processor(text=[text], return_tensors="pt", add_special_tokens=not begun, **given)
+    except ValueError as error:
+        raise InputError(
+            f"{name} cannot encode these together ({_line(error)}): give other images or videos."
+        ) from None
+    seconds = inputs.get("second_per_grid_ts")
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    if seconds is not None:  # positions are made of them
+        inputs["second_per_grid_ts"] = seconds
+    return inputs, text != prompt
+
+
+def frames_are_images(inputs: Any, pictures: Sequence[Image], videos: Sequence[Video]) -> bool:
+    """Whether the processor wrote the frames of a video as images.
+
+    Raises:
+        InputError: it did, and they cannot be told from other images of the prompt.
+    """
+    if not videos or any("video" in name for name in inputs):
+        return False
+    if pictures or len(videos) > 1:
+        raise InputError(
+            f"{len(videos)} videos and {len(pictures)} images are one row of images to this model, which writes frames "
+            "as images: give one video, or images."
+        )
+    return True
 
 
 def _plain(hint: Any, value: Any) -> bool:

@@ -1,18 +1,20 @@
 import pytest
 import torch
 
-from tokenprune.ops import density, density_peaks, recycled_map
+from tokenprune.ops import centre_weights, density, density_peaks, density_scores, nearest_centre, recycled_map
 
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_hand(x, c):
+def by_hand(x, c, neighbours=None, noise=None):
     """The rule for one unit, in float64, pair by pair."""
     m, d = x.shape
     distance = (x.double()[:, None] - x.double()).norm(dim=-1) / d**0.5
-    rho = [float((-(distance[a].sort().values[:c] ** 2).mean()).exp()) for a in range(m)]
+    rho = [float((-(distance[a].sort().values[: neighbours or c] ** 2).mean()).exp()) for a in range(m)]
+    if noise is not None:
+        rho = [r + 1e-6 * float(u) for r, u in zip(rho, noise, strict=True)]
     denser = [[b for b in range(m) if (-rho[b], b) < (-rho[a], a)] for a in range(m)]
     delta = [min(float(distance[a, b]) for b in denser[a]) if denser[a] else float(distance.max()) for a in range(m)]
     centres = sorted(range(m), key=lambda a: (-rho[a] * delta[a], a))[:c]
@@ -30,6 +32,54 @@ def test_it_is_the_rule(c, monkeypatch):
         monkeypatch.setattr(density, "DISTANCES", block)
         centres, cluster = density_peaks(x, c)
         assert list(zip(centres.tolist(), cluster.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("neighbours", [1, 7, 40, 99])
+def test_neighbours_may_be_other_than_the_clusters(neighbours, monkeypatch):
+    x = randn(3, 40, 6)
+    expected = [by_hand(unit, 5, neighbours) for unit in x]
+    for block in (density.DISTANCES, 3 * 40 * 7):
+        monkeypatch.setattr(density, "DISTANCES", block)
+        centres, cluster = density_peaks(x, 5, neighbours=neighbours)
+        assert list(zip(centres.tolist(), cluster.tolist(), strict=True)) == expected
+
+
+def test_noise_tells_equal_densities_apart():
+    x, noise = torch.eye(6)[None].repeat(2, 1, 1), torch.rand(2, 6, generator=torch.Generator().manual_seed(1))
+    centres, cluster = density_peaks(x, 3, neighbours=4, noise=noise)
+    expected = [by_hand(unit, 3, 4, u) for unit, u in zip(x, noise, strict=True)]
+    assert list(zip(centres.tolist(), cluster.tolist(), strict=True)) == expected
+    assert centres[:, 0].tolist() == noise.argmax(1).tolist() != [0, 0]
+
+
+def test_scores_are_logarithms_of_density_times_distance():
+    x = randn(2, 20, 6)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / 6**0.5
+    rho = (-(distance.sort(-1).values[..., :7] ** 2).mean(-1)).exp()
+    denser = rho[:, None] > rho[:, :, None]
+    delta = distance.masked_fill(~denser, torch.inf).amin(-1).minimum(distance.amax((1, 2))[:, None])
+    torch.testing.assert_close(density_scores(x, 7), (rho * delta).log())
+    assert density_scores(torch.ones(1, 3, 4), 7).tolist() == [[-torch.inf] * 3]
+
+
+def test_each_token_is_with_the_nearest_centre(monkeypatch):
+    x, centres = randn(2, 40, 6), torch.tensor([[3, 9, 30], [0, 1, 2]])
+    x[0, 30] = x[0, 9]
+    for block in (density.DISTANCES, 2 * 3 * 7):
+        monkeypatch.setattr(density, "DISTANCES", block)
+        found = nearest_centre(x, centres)
+        for g in range(2):
+            for i in range(40):
+                distances = [float((x[g, i] - x[g, c]).norm()) for c in centres[g].tolist()]
+                own = centres[g].tolist().index(i) if i in centres[g].tolist() else None
+                assert found[g, i] == (distances.index(min(distances)) if own is None else own)
+
+
+def test_weights_of_a_centre_and_of_what_joined_it():
+    cluster, centres = torch.tensor([[0, 1, 0, 0, 2]]), torch.tensor([[2, 1, 4]])
+    torch.testing.assert_close(centre_weights(cluster, centres, 0.6), torch.tensor([[0.2, 1.0, 0.6, 0.2, 1.0]]))
+    assert centre_weights(cluster, centres, 0.0)[0].tolist() == [0.5, 1.0, 0.0, 0.5, 1.0]
+    assert centre_weights(cluster, centres, None).tolist() == [[1.0] * 5]
 
 
 def test_twins_tie_by_index_and_share_a_cluster():

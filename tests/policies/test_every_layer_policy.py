@@ -8,6 +8,7 @@ from default_layer_policies import (
     LAYER_BY_PLACE,
     LAYER_POLICIES,
     RECYCLING,
+    UNSCORED,
     GivenAttention,
     causal_attention,
     layer_tokens,
@@ -21,7 +22,7 @@ from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import ScheduledPolicy, at_mean, mean_share
 
 every_policy = pytest.mark.parametrize("name", LAYER_POLICIES)
-scoring = pytest.mark.parametrize("name", [name for name in LAYER_POLICIES if name != "random-layers"])
+scoring = pytest.mark.parametrize("name", [name for name in LAYER_POLICIES if name not in UNSCORED])
 scheduled = pytest.mark.parametrize(
     "name", [n for n in LAYER_POLICIES if isinstance(LAYER_POLICIES[n](), ScheduledPolicy)]
 )
@@ -72,13 +73,16 @@ def check(selection, tokens, k):
     assert (selection.features.shape, selection.features.dtype) == ((g, k, tokens.hidden.shape[2]), tokens.hidden.dtype)
     if not tokens.compact:
         assert torch.equal(source.gather(1, indices), torch.arange(k).expand(g, k))
+    shares = selection.merge_weights(n)
     for i in range(g):
         carried = source[i][source[i] >= 0].bincount(minlength=k)
         assert carried.min() > 0
         assert torch.equal(selection.sizes[i], carried.float())
         for place in range(k):
-            mean = tokens.hidden[i, source[i] == place].float().mean(0).to(tokens.hidden.dtype)
-            torch.testing.assert_close(selection.features[i, place], mean)
+            share = shares[i, source[i] == place, None]
+            mean = (share * tokens.hidden[i, source[i] == place].float()).sum(0).to(tokens.hidden.dtype)
+            size = float(tokens.hidden.abs().max())
+            torch.testing.assert_close(selection.features[i, place], mean, rtol=1e-5, atol=1e-6 * size)
 
 
 def test_the_list_holds_every_registered_policy():
@@ -105,11 +109,11 @@ def test_events_are_inside_of_any_decoder(name, depth):
     assert [event.number for event in events] == list(range(len(events)))
     drops = [event.drop for event in events]
     assert drops == sorted(set(drops))
-    assert drops[0] >= 1
+    assert drops[0] >= (0 if name in UNSCORED else 1)
     assert drops[-1] < depth
     for event in events:
         assert event.score in (None, event.drop, event.drop - 1)
-        assert (event.score is None) == (name == "random-layers")
+        assert event.score is not None or name in UNSCORED
 
 
 @every_policy
@@ -204,8 +208,13 @@ def test_what_is_said_to_go_by_place_does(name):
     tokens = layer_tokens(randn(2, 60, D))
     shuffle = torch.randperm(60, generator=torch.Generator().manual_seed(3))
     policy = LAYER_POLICIES[name](keep=20)
-    there = shuffle[policy.select(shuffled(tokens, shuffle), 20).indices].sort(-1).values
-    assert not torch.equal(there, policy.select(tokens, 20).indices)
+    here, there = policy.select(tokens, 20), policy.select(shuffled(tokens, shuffle), 20)
+    back = shuffle[there.indices].sort(-1)
+    same = torch.equal(back.values, here.indices)
+    if same and here.features is not None:
+        rows = there.features.gather(1, back.indices[..., None].expand_as(there.features))
+        same = torch.allclose(rows, here.features, atol=1e-3)
+    assert not same
 
 
 @scoring
@@ -303,6 +312,7 @@ def test_a_schedule_ends_at_the_budget_and_never_grows(name):
 @every_policy
 @pytest.mark.parametrize("share", [0.5, 0.35])
 def test_a_mean_share_is_met_or_just_less(name, share):
+    share = max(share, 0.01 + mean_share(LAYER_POLICIES[name](keep=1), 32, 576))  # what late layers leave
     policy = at_mean(LAYER_POLICIES[name](), share, depth=32, total=576)
     more = type(policy)(**(vars(policy) | {"keep": policy.keep + 1}))
     assert mean_share(policy, 32, 576) <= share < mean_share(more, 32, 576)

@@ -2,53 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from .greedy import top_k
 from .matching import gather_rows
-from .merge import remaining
+from .merge import remaining, sizes_by_source
 
 # Distances held at once (16 MiB of float32).
 DISTANCES = 2**22
 
 
-def density_peaks(x: Tensor, c: int) -> tuple[Tensor, Tensor]:
-    """Cluster M tokens around those that are dense and far from denser ones (Rodriguez and Laio, 2014).
+def density_scores(x: Tensor, neighbours: int, noise: Tensor | None = None) -> Tensor:
+    """How good a cluster centre each of M tokens is: dense, and far from denser ones (Rodriguez and Laio, 2014).
 
-    D_ab = ||x_a - x_b|| / sqrt(d); rho_a = exp(-mean of the c smallest D_ab^2), that with itself among them;
-    delta_a = min D_ab over denser b, for the densest the largest distance of any two; centres are the c largest of
-    rho delta, and every token joins the nearest centre. Ties go to the lowest index: of two equally dense tokens the
-    first is the denser one. Only logarithms of rho are taken, which stay apart where rho itself would be 0.
+    D_ab = ||x_a - x_b|| / sqrt(d); rho_a = exp(-mean of the smallest D_ab^2), that with itself among them;
+    delta_a = min D_ab over denser b, for the densest the largest distance of any two. The score is log(rho delta):
+    logarithms stay apart where rho itself would be 0. Of two equally dense tokens the first is the denser one.
+
+    Args:
+        x: [G, M, d].
+        neighbours: how many of the smallest distances; all M where there are fewer.
+        noise: [G, M] in [0, 1): rho grows by a millionth of it, as released code breaks ties.
+
+    Returns:
+        [G, M] float32; -inf for a token that has a denser twin.
+
+    Cost: M^2 d multiply-adds, twice that above 2048 tokens; memory: M d floats and three blocks of distances.
+    """
+    return _scores(x.float(), neighbours, noise)[0]
+
+
+def density_peaks(
+    x: Tensor, c: int, *, neighbours: int | None = None, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cluster M tokens: centres are the c of the largest `density_scores`, and every token joins the nearest centre.
+
+    Ties go to the lowest index, of centres to the best.
 
     Args:
         x: [G, M, d].
         c: clusters, 1 <= c <= M.
+        neighbours, noise: as in `density_scores`; as many neighbours as clusters where none are given.
 
     Returns:
         [G, c] long, the centres, best first; [G, M] long, which of them each token joins.
 
-    Cost: M^2 d multiply-adds, twice that above 2048 tokens; memory: M d floats and two blocks of distances.
+    Cost: that of `density_scores`, and M c d above 2048 tokens.
     """
     x = x.float()
+    scores, whole = _scores(x, neighbours or c, noise)
+    centres = top_k(scores, c)
+    if whole is None:
+        return centres, nearest_centre(x, centres)
+    return centres, _joined(centres, [rows.gather(2, centres[:, None].expand(*rows.shape[:2], c)) for rows in whole])
+
+
+def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
+    """[G, M] long: which of the tokens at `centres` [G, c] each of [G, M, d] is nearest to, the first among equals.
+
+    A centre is its own, whatever twins it has. Cost: M c d multiply-adds; memory: two blocks of distances.
+    """
+    x = x.float()
+    return _joined(centres, (distance for _, distance in _distances(x, gather_rows(x, centres))))
+
+
+def centre_weights(cluster: Tensor, centres: Tensor, beta: float | None) -> Tensor:
+    """[G, M]: weights of tokens in beta centre + (1 - beta) mean(others) of their clusters; 1 for a centre alone.
+
+    All are 1 where beta is None.
+
+    Args:
+        cluster: [G, M] long, which of the centres each token belongs to.
+        centres: [G, c] long, a token of each cluster.
+    """
+    others = sizes_by_source(cluster, centres.shape[1]) - 1
+    if beta is None:
+        return torch.ones_like(cluster, dtype=torch.float32)
+    weights = (1 - beta) / others.clamp_min(1).gather(1, cluster)
+    return weights.scatter(1, centres, torch.where(others > 0, beta, 1.0))
+
+
+def _joined(centres: Tensor, distances: Iterable[Tensor]) -> Tensor:
+    joined = torch.cat([some.argmin(-1) for some in distances], 1)
+    return joined.scatter(1, centres, torch.arange(centres.shape[1], device=joined.device).expand_as(centres))
+
+
+def _scores(x: Tensor, neighbours: int, noise: Tensor | None) -> tuple[Tensor, list[Tensor] | None]:
+    """`density_scores`, and all distances where they are few."""
     g, m, d = x.shape
     whole = list(_distances(x, x)) if g * m * m <= DISTANCES else None  # made twice only where they are many
     density, largest = [], []
     for _, distance in whole or _distances(x, x):
-        density.append(-(distance.topk(c, largest=False).values ** 2).mean(-1) / d)
+        density.append(-(distance.topk(min(neighbours, m), largest=False).values ** 2).mean(-1) / d)
         largest.append(distance.amax((1, 2)))
     density, largest = torch.cat(density, 1), torch.stack(largest, 1).amax(1)
+    if noise is not None:
+        density = torch.logaddexp(density, (1e-6 * noise.float()).log())
     order = top_k(density, m)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(m, device=x.device).expand(g, m))
     apart = []
     for some, distance in whole or _distances(x, x):
         denser = rank[:, None] < rank[:, some, None]
-        apart.append(distance.masked_fill_(~denser, torch.inf).amin(-1).minimum(largest[:, None]))
-    centres = top_k(density + torch.cat(apart, 1).log(), c)
-    joined = torch.cat([distance.argmin(-1) for _, distance in _distances(x, gather_rows(x, centres))], 1)
-    return centres, joined.scatter(1, centres, torch.arange(c, device=x.device).expand(g, c))
+        apart.append(distance.masked_fill(~denser, torch.inf).amin(-1).minimum(largest[:, None]))
+    return density + (torch.cat(apart, 1) / d**0.5).log(), whole and [distance for _, distance in whole]
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -9,15 +9,24 @@ from .dart import DART
 from .debias import DebiasedScore, debiased
 from .debiasing import Debiased
 from .divprune import DivPrune
+from .dycoke import DyCoke
+from .evs import EVS
 from .fastervlm import FasterVLM
 from .fastv import FastV
+from .fastvid import FastVID
+from .frame_features import FrameClassToken, FrameMean
+from .framefusion import FrameFusion
 from .himap import HiMAP
 from .hiprune import HiPrune
+from .holitom import HoliTom
+from .holitom_inner import HoliTomInner
 from .holov import HoloV
 from .layer import LayerPolicy, at_mean, mean_share
 from .layer_random import RandomLayers
 from .mmtok import MMTok
 from .prumerge import PruMerge, PruMergePlus
+from .prunevid import PruneVid
+from .prunevid_inside import PruneVidInside
 from .pyramiddrop import PyramidDrop
 from .quality import FeatureNorm, LocalVariance, VisionAttention
 from .relevance import ClipRelevance, TextRelevance
@@ -27,12 +36,16 @@ from .sensitivity import Sensitivity
 from .sparsevlm import SparseVLM
 from .trend import Trend
 from .trim import TRIM
+from .uniform_frames import UniformFrames
+from .vidcom2 import VidCom2
+from .video import VideoPolicy
 from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .zooprune import ZooPrune
 
 __all__ = [
     "DART",
+    "EVS",
     "TRIM",
     "AdaptInfer",
     "CDPruner",
@@ -41,11 +54,18 @@ __all__ = [
     "Debiased",
     "DebiasedScore",
     "DivPrune",
+    "DyCoke",
     "FastV",
+    "FastVID",
     "FasterVLM",
     "FeatureNorm",
+    "FrameClassToken",
+    "FrameFusion",
+    "FrameMean",
     "HiMAP",
     "HiPrune",
+    "HoliTom",
+    "HoliTomInner",
     "HoloV",
     "LayerPolicy",
     "LocalVariance",
@@ -57,6 +77,8 @@ __all__ = [
     "ProjectorPolicy",
     "PruMerge",
     "PruMergePlus",
+    "PruneVid",
+    "PruneVidInside",
     "PyramidDrop",
     "Random",
     "RandomLayers",
@@ -67,6 +89,9 @@ __all__ = [
     "TextRelevance",
     "Trend",
     "Uniform",
+    "UniformFrames",
+    "VidCom2",
+    "VideoPolicy",
     "VisPruner",
     "VisionAttention",
     "VisionZip",

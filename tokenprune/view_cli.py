@@ -1,0 +1,133 @@
+"""`tokenprune view`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .command import (
+    LONGEST_EDGE,
+    Device,
+    DType,
+    End,
+    Fields,
+    Fps,
+    Frames,
+    Keep,
+    ModelName,
+    Per,
+    PolicyName,
+    Positions,
+    ReaderName,
+    Size,
+    Start,
+    budgeted,
+    encode,
+    frames_are_images,
+    load,
+    one_sentence,
+    open_image,
+)
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .policies import Policy
+
+
+@one_sentence()
+def view(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Folder to write sheet.png, overlay.gif and overlay.mp4 to.")],
+    video: Annotated[Path | None, typer.Option(help="Video, GIF or folder of pictures.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image file, instead of a video.")] = None,
+    prompt: Annotated[str, typer.Option(help="What is asked: some policies keep what it is about.")] = "What happens?",
+    frames: Frames = None,
+    fps: Fps = None,
+    start: Start = 0.0,
+    end: End = None,
+    size: Size = LONGEST_EDGE,
+    reader: ReaderName = "decord",
+    policy: PolicyName = "cdpruner",
+    keep: Keep = "",
+    per: Per = "image",
+    fields: Fields = None,
+    positions: Positions = "",
+    dtype: DType = "auto",
+    device: Device = "",
+) -> None:
+    """Draw what a policy keeps, drops and merges of a video or an image, frame by frame."""
+    import numpy as np
+
+    from .video import read_video
+    from .view import Fate, overlay, save_overlay, sheet
+    from .wrap import wrap
+
+    pruning = budgeted(policy, keep, per, fields)
+    if (video is None) == (image is None):
+        raise InputError(
+            "image and video are both " + ("missing" if video is None else "given") + ": give one of them."
+        )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={str(out)!r} is a file: give the path of a folder.")
+    pictures = [open_image(image)] if image else []
+    how = {"frames": frames, "fps": fps, "start": start, "end": end, "size": size, "reader": reader}
+    videos = [read_video(video, **how)] if video else []
+    loaded, processor = load(model, dtype=dtype, device=device)
+    inputs, placed = encode(processor, loaded, prompt, pictures, videos)
+    with wrap(
+        loaded,
+        pruning,
+        positions=positions or None,
+        images_are_frames=frames_are_images(inputs, pictures, videos),
+        tokenizer=getattr(processor, "tokenizer", None),
+    ) as handle:
+        handle.instruction = prompt if placed else None
+        handle.image_sizes = None if videos else [picture.size for picture in pictures]
+        loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
+        report = handle.report()
+    fate = Fate.of(report.units)
+    given = videos[0].frames if videos else [np.asarray(picture) for picture in pictures]
+    seen = _seen(processor.video_processor if videos else processor.image_processor, given)
+    times = videos[0].times if videos else None
+    name = (video or image).name
+    if times is not None:
+        name += f", {len(given)} frames of {videos[0].duration:g} s"
+    drawn = sheet(seen, fate, title=f"{_short(pruning)}\n{name}", times=times)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn.save(out / "sheet.png")
+    written = [out / "sheet.png"]
+    if times is not None:
+        written += save_overlay(overlay(seen, fate, times=times), out, times)
+    typer.echo(f"{report}\nwrote {', '.join(map(str, written))}")
+
+
+def _short(policy: Policy) -> str:
+    """Its name and budget, and what else is not as by default."""
+    fields = {field.name: (getattr(policy, field.name), field.default) for field in dataclasses.fields(policy)}
+    said = [f"{name}={value!r}" for name, (value, default) in fields.items() if name == "keep" or value != default]
+    return ", ".join([policy.name, *said])
+
+
+def _seen(processor: Any, frames: Any) -> list[np.ndarray]:
+    """The part of frames that the processor leaves of them: some cut out the middle after resizing."""
+    height, width = frames[0].shape[:2]
+    size, crop = getattr(processor, "size", None), getattr(processor, "crop_size", None)
+    if not getattr(processor, "do_center_crop", False) or not size or not crop:
+        return list(frames)
+    edge = _edge(size, "shortest_edge")
+    scale = edge / min(height, width) if edge else None
+    resized = (height * scale, width * scale) if edge else (_edge(size, "height"), _edge(size, "width"))
+    cut = [
+        max(0, round(length * (1 - min(1, _edge(crop, name) / all_of_it)) / 2))
+        for length, name, all_of_it in zip((height, width), ("height", "width"), resized, strict=True)
+    ]
+    return [frame[cut[0] : height - cut[0], cut[1] : width - cut[1]] for frame in frames]
+
+
+def _edge(size: Any, name: str) -> int | None:
+    return size.get(name) if isinstance(size, dict) else getattr(size, name, None)
