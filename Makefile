@@ -10,7 +10,7 @@ QUESTION ?=
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[test]" matplotlib easy-vqa
+	$(BIN)/pip install --quiet --editable ".[test,video]" matplotlib easy-vqa
 	touch $@
 
 demo: $(READY)

@@ -1,4 +1,4 @@
-"""A small vision-language model trained in this repository, and the scenes it is asked about.
+"""Two small vision-language models trained in this repository, and the scenes and clips they are asked about.
 
 Everything is loaded on first use, so that importing this package costs nothing.
 """
@@ -6,8 +6,20 @@ Everything is loaded on first use, so that importing this package costs nothing.
 from importlib import import_module
 
 _HOMES = {
-    "inference": ("CHECKPOINT", "answer", "load", "load_clip", "prompt", "takes_features"),
+    "inference": (
+        "CHECKPOINT",
+        "VIDEO_CHECKPOINT",
+        "answer",
+        "answer_video",
+        "load",
+        "load_clip",
+        "load_video",
+        "prompt",
+        "takes_features",
+        "video_prompt",
+    ),
     "heldout": ("Sample", "easy_vqa", "held_out"),
+    "video_heldout": ("VideoSample", "held_out_clips", "shuffled"),
     "evaluate": ("accuracy",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -11,21 +11,25 @@ from rich.table import Table
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .heldout import Sample, easy_vqa, held_out
-from .inference import answer, load
+from .inference import answer, answer_video, load
+from .video_heldout import VideoSample
 
 
 def accuracy(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    samples: Iterable[Sample],
+    samples: Iterable[Sample | VideoSample],
     batch_size: int = 32,
 ) -> dict[str, tuple[int, int]]:
-    """Correct and asked by kind. The model may be wrapped: only `generate` is called."""
+    """Correct and asked by kind, for pictures or for clips. The model may be wrapped: only `generate` is called."""
     correct, asked = Counter(), Counter()
     samples = iter(samples)
     while batch := list(islice(samples, batch_size)):
         texts = [sample.question.text for sample in batch]
-        found = answer(model, processor, [sample.image for sample in batch], texts, batch_size)
+        if isinstance(batch[0], VideoSample):
+            found = answer_video(model, processor, [sample.frames for sample in batch], texts, batch_size)
+        else:
+            found = answer(model, processor, [sample.image for sample in batch], texts, batch_size)
         for sample, word in zip(batch, found, strict=True):
             asked[sample.question.kind] += 1
             correct[sample.question.kind] += word == sample.question.answer
@@ -37,8 +41,8 @@ def overall(counts: dict[str, tuple[int, int]]) -> float:
     return sum(right for right, _ in counts.values()) / sum(total for _, total in counts.values())
 
 
-def majority(samples: Iterable[Sample]) -> dict[str, tuple[int, int]]:
-    """What always giving the commonest answer of each kind scores: the accuracy of not looking at the image."""
+def majority(samples: Iterable[Sample | VideoSample]) -> dict[str, tuple[int, int]]:
+    """What always giving the commonest answer of each kind scores: the accuracy of not looking."""
     answers: dict[str, Counter] = defaultdict(Counter)
     for sample in samples:
         answers[sample.question.kind][sample.question.answer] += 1

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import (
@@ -16,9 +17,10 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .language import PROMPT
+from .language import PROMPT, VIDEO_PROMPT
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+VIDEO_CHECKPOINT = Path(__file__).parent / "checkpoint_video"
 
 
 def load(dtype: torch.dtype = torch.float32, folder: Path = CHECKPOINT) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -33,10 +35,18 @@ def load_clip(folder: Path = CHECKPOINT / "clip") -> tuple[CLIPModel, PreTrained
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def _existing(folder: Path) -> Path:
+def load_video(
+    dtype: torch.dtype = torch.float32, folder: Path = VIDEO_CHECKPOINT
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The trained video model in eval mode, and its processor, which needs torchvision."""
+    model = AutoModelForImageTextToText.from_pretrained(_existing(folder, "video_train"), dtype=dtype)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def _existing(folder: Path, trainer: str = "train") -> Path:
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
-            f"no checkpoint in {folder}; train one with python -m tokenprune.eval.shapes.train --out {CHECKPOINT}"
+            f"no checkpoint in {folder}; train one with python -m tokenprune.eval.shapes.{trainer} --out FOLDER"
         )
     return folder
 
@@ -51,6 +61,11 @@ def prompt(question: str) -> str:
     return PROMPT.format(question=question)
 
 
+def video_prompt(question: str) -> str:
+    """The same for a clip."""
+    return VIDEO_PROMPT.format(question=question)
+
+
 @torch.inference_mode()
 def answer(
     model: PreTrainedModel,
@@ -60,13 +75,37 @@ def answer(
     batch_size: int = 32,
 ) -> list[str]:
     """One word per image and question, greedily, in left-padded batches."""
-    if len(images) != len(questions):
-        raise ValueError(f"{len(images)} images and {len(questions)} questions; give one question per image")
+    texts = [prompt(question) for question in questions]
+    return _answers(model, processor, "images", images, texts, batch_size)
+
+
+@torch.inference_mode()
+def answer_video(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    clips: Sequence[np.ndarray],
+    questions: Sequence[str],
+    batch_size: int = 32,
+) -> list[str]:
+    """One word per clip and question, greedily, in left-padded batches.
+
+    `clips`: frames as uint8 [T, height, width, 3] or as a list of pictures; T is the same for all clips of a batch.
+    """
+    clips = [np.stack([np.asarray(frame) for frame in clip]) for clip in clips]
+    texts = [video_prompt(question) for question in questions]
+    return _answers(model, processor, "videos", clips, texts, batch_size)
+
+
+def _answers(
+    model: PreTrainedModel, processor: ProcessorMixin, name: str, seen: Sequence, texts: list[str], batch_size: int
+) -> list[str]:
+    """`name`: what the processor calls that which is seen."""
+    if len(seen) != len(texts):
+        raise ValueError(f"{len(seen)} {name} and {len(texts)} questions; give one question for each")
     answers: list[str] = []
-    for start in range(0, len(images), batch_size):
+    for start in range(0, len(seen), batch_size):
         part = slice(start, start + batch_size)
-        text = [prompt(question) for question in questions[part]]
-        inputs = processor(text=text, images=list(images[part]), padding=True, return_tensors="pt")
+        inputs = processor(text=texts[part], **{name: list(seen[part])}, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device, dtype=model.dtype)
         generated = model.generate(**inputs, max_new_tokens=2, do_sample=False)
         words = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -18,10 +18,23 @@ LISTED = (*SCENE_WORDS.split(), *COLORS, *SHAPES, *map(plural, SHAPES), *NUMBERS
 WORDS = (*SPECIAL, *dict.fromkeys(LISTED))  # the position is the id
 PROMPT = IMAGE + " {question}"  # the tokenizer puts <bos> in front
 
+VIDEO = "<video>"
+CLIP_WORDS = "which way move moves right up down still appear appears vanish vanishes before first last that"
+VIDEO_WORDS = (*WORDS, VIDEO, *CLIP_WORDS.split())  # the video model's; ids of the image model's words are kept
+VIDEO_PROMPT = VIDEO + " {question}"
 
-def tokenizer(template: str = f"{BOS} $A", padding_side: str = "left") -> PreTrainedTokenizerFast:
-    """One id per word; lower-cases and splits punctuation off. `template` places the special tokens around a text."""
-    ids = {word: i for i, word in enumerate(WORDS)}
+
+def tokenizer(
+    template: str = f"{BOS} $A",
+    padding_side: str = "left",
+    vocabulary: tuple[str, ...] = WORDS,
+    placeholders: dict[str, str] | None = None,
+) -> PreTrainedTokenizerFast:
+    """One id per word; lower-cases and splits punctuation off. `template` places the special tokens around a text.
+
+    `placeholders`: name of the attribute -> special token that stands for visual tokens; default the image token.
+    """
+    ids = {word: i for i, word in enumerate(vocabulary)}
     words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
@@ -33,7 +46,7 @@ def tokenizer(template: str = f"{BOS} $A", padding_side: str = "left") -> PreTra
         bos_token=BOS,
         unk_token=UNK,
         eos_token=EOS,
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens=placeholders or {"image_token": IMAGE},
         padding_side=padding_side,
         model_input_names=["input_ids", "attention_mask"],
     )

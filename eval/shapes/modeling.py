@@ -97,20 +97,21 @@ def plain_attention(module, query, key, value, attention_mask, scaling, dropout=
     return _softmax_attention(query, key, value, scaling).transpose(1, 2), None
 
 
-def packed_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def packed_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, start=PREFIX, **kwargs):
     """Causal attention of a prefix followed by rows of ROW tokens; a row sees the prefix and itself, never another row.
 
     The same as one 4-D mask over the whole sequence, but the prefix never computes its scores against the rows.
+    `start`: length of the prefix.
     """
     length = query.shape[2]
     at = torch.arange(length, device=query.device)
-    row = (at - PREFIX) // ROW
+    row = (at - start) // ROW
     later = at[None] > at[:, None]
-    other_row = (at[None] >= PREFIX) & (row[None] != row[:, None])
+    other_row = (at[None] >= start) & (row[None] != row[:, None])
     prefix = _softmax_attention(
-        query[:, :, :PREFIX], key[:, :, :PREFIX], value[:, :, :PREFIX], scaling, later[:PREFIX, :PREFIX]
+        query[:, :, :start], key[:, :, :start], value[:, :, :start], scaling, later[:start, :start]
     )
-    rows = _softmax_attention(query[:, :, PREFIX:], key, value, scaling, (later | other_row)[PREFIX:])
+    rows = _softmax_attention(query[:, :, start:], key, value, scaling, (later | other_row)[start:])
     return torch.cat([prefix, rows], 2).transpose(1, 2), None
 
 

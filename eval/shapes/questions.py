@@ -39,7 +39,7 @@ def _a(color: str, shape: str) -> str:
     return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {shape}"
 
 
-def _pick(values: Sequence, rng: np.random.Generator):
+def pick(values: Sequence, rng: np.random.Generator):
     return values[rng.integers(len(values))]
 
 
@@ -52,14 +52,14 @@ def unique(items: Sequence[Item], field: str) -> list[Item]:
 def _color(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
     if not (found := unique(items, "shape")):
         return None
-    item = _pick(found, rng)
+    item = pick(found, rng)
     return f"what color is the {item.shape}?", item.color
 
 
 def _shape(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
     if not (found := unique(items, "color")):
         return None
-    item = _pick(found, rng)
+    item = pick(found, rng)
     return f"what shape is the {item.color} object?", item.shape
 
 
@@ -74,20 +74,20 @@ def _count_shape(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, 
     for shape in SHAPES:
         by_count.setdefault(present.count(shape), []).append(shape)
     counts = [count for count in by_count if count > 0]
-    count = 0 if rng.random() < ABSENT / len(counts) else _pick(counts, rng)
-    return f"how many {plural(_pick(by_count[count], rng))} are there?", NUMBERS[count]
+    count = 0 if rng.random() < ABSENT / len(counts) else pick(counts, rng)
+    return f"how many {plural(pick(by_count[count], rng))} are there?", NUMBERS[count]
 
 
 def _exist(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str]:
     """Yes and no equally often. Most no's name a shape and a colour that are both there, but not together."""
     pairs = {(item.color, item.shape) for item in items}
     if rng.random() < 0.5:
-        color, shape = _pick(sorted(pairs), rng)
+        color, shape = pick(sorted(pairs), rng)
         return f"is there {_a(color, shape)}?", "yes"
     colors, shapes = sorted({c for c, _ in pairs}), sorted({s for _, s in pairs})
     hard = [(c, s) for c in colors for s in shapes if (c, s) not in pairs]
     near = [(c, s) for c in COLOR_NAMES for s in SHAPES if (c, s) not in pairs and (c in colors) != (s in shapes)]
-    color, shape = _pick(hard if hard and rng.random() < HARD_NEGATIVES else near, rng)
+    color, shape = pick(hard if hard and rng.random() < HARD_NEGATIVES else near, rng)
     return f"is there {_a(color, shape)}?", "no"
 
 
@@ -98,7 +98,7 @@ def _before(a: Item, b: Item, axis: str) -> bool:
 
 
 def _extreme(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
-    word = _pick(("leftmost", "rightmost", "highest", "lowest"), rng)
+    word = pick(("leftmost", "rightmost", "highest", "lowest"), rng)
     axis, first = ("x" if word.endswith("most") else "y"), word in ("leftmost", "highest")
     for item in items:
         if all((_before(item, o, axis) if first else _before(o, item, axis)) for o in items if o is not item):
@@ -111,11 +111,11 @@ def _extreme(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str]
 def _relation(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, str] | None:
     """The pair and its order are drawn at random, so yes and no are equally likely."""
     named = unique(items, "shape")
-    axis, words = _pick((("x", "left of"), ("y", "above")), rng)
+    axis, words = pick((("x", "left of"), ("y", "above")), rng)
     pairs = [(a, b) for a in named for b in named if _before(a, b, axis)]
     if not pairs:
         return None
-    first, second = _pick(pairs, rng)
+    first, second = pick(pairs, rng)
     if rng.random() < 0.5:
         return f"is the {first.shape} {words} the {second.shape}?", "yes"
     return f"is the {second.shape} {words} the {first.shape}?", "no"

@@ -5,6 +5,7 @@ regions whose patches look alike, and per-pixel noise would make every backgroun
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,18 +73,17 @@ def stream(split: str, seed: int) -> np.random.Generator:
 
 def scene(rng: np.random.Generator, scale: int = 1) -> Scene:
     """Draw one scene. `scale` > 1 renders the same scene with that many times as many pixels (pictures for a demo)."""
-    kind, palette, numbers = _background(rng)
-    allowed = [name for name, rgb in COLORS.items() if _contrast(rgb, palette) >= CONTRAST]
+    kind, palette, numbers = background(rng)
+    allowed = visible(palette)
     items, tints = _place(rng, allowed)
-    canvas = _paint_background(kind, palette, numbers, scale)
-    owner, covered = np.full((GRID, GRID), -1), np.full((GRID, GRID), COVERED, np.float32)
-    for index, (item, rgb) in enumerate(zip(items, tints, strict=True)):
-        cover = _paint_item(canvas, item, rgb, scale)
-        if cover.max() < COVERED:  # a small thin object across a patch border still owns its best patch
-            covered[np.unravel_index(cover.argmax(), cover.shape)] = 0
-        owner[cover > covered] = index
-        covered = np.maximum(covered, cover)
+    canvas = paint_background(kind, palette, numbers, scale)
+    owner = paint_items(canvas, items, tints, scale)
     return Scene(canvas.round().astype(np.uint8), tuple(items), owner)
+
+
+def visible(palette: np.ndarray) -> list[str]:
+    """The object colours that stand out from a background of two colours."""
+    return [name for name, rgb in COLORS.items() if _contrast(rgb, palette) >= CONTRAST]
 
 
 def _contrast(rgb: tuple[int, int, int], palette: np.ndarray) -> float:
@@ -93,7 +93,7 @@ def _contrast(rgb: tuple[int, int, int], palette: np.ndarray) -> float:
     return float(np.linalg.norm(rgb - (start + along * way)))
 
 
-def _background(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
+def background(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
     """Kind, two colours that leave at least five object colours usable, and random numbers to draw the pattern from."""
     while True:
         kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -101,11 +101,11 @@ def _background(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
         first = np.clip(grey + tint, 10, 250)
         second = np.clip(first + rng.choice([-1, 1]) * rng.uniform(18, 55) + rng.normal(0, 10, 3), 10, 250)
         palette = np.stack([first, second]).astype(np.float32)
-        if sum(_contrast(rgb, palette) >= CONTRAST for rgb in COLORS.values()) >= 5:
+        if len(visible(palette)) >= 5:
             return kind, palette, rng.uniform(0, 1, 32).astype(np.float32)
 
 
-def _paint_background(kind: str, palette: np.ndarray, u: np.ndarray, scale: int) -> np.ndarray:
+def paint_background(kind: str, palette: np.ndarray, u: np.ndarray, scale: int) -> np.ndarray:
     """[SIZE * scale, SIZE * scale, 3] float32: a mix of two colours along a smooth or regular pattern in [0, 1]."""
     axis = ((np.arange(SIZE * scale, dtype=np.float32) + 0.5) / scale)[None]
     x, y = axis, axis.T
@@ -153,7 +153,26 @@ def _place(rng: np.random.Generator, allowed: list[str]) -> tuple[list[Item], li
         items.append(Item(shape, allowed[rng.integers(len(allowed))], x, y, side))
     order = rng.permutation(count)  # the first placed are the largest; the list must not tell
     items = [items[i] for i in order]
-    return items, [np.clip(np.add(COLORS[o.color], rng.integers(-TINT, TINT + 1, 3)), 0, 255) for o in items]
+    return items, [tint(o.color, rng) for o in items]
+
+
+def tint(color: str, rng: np.random.Generator) -> np.ndarray:
+    """RGB near a colour's name."""
+    return np.clip(np.add(COLORS[color], rng.integers(-TINT, TINT + 1, 3)), 0, 255)
+
+
+def paint_items(canvas: np.ndarray, items: Sequence[Item | None], tints: list[np.ndarray], scale: int) -> np.ndarray:
+    """Blend items into the canvas, leaving out None; returns which of them owns every patch, as `Scene.owner`."""
+    owner, covered = np.full((GRID, GRID), -1), np.full((GRID, GRID), COVERED, np.float32)
+    for index, (item, rgb) in enumerate(zip(items, tints, strict=True)):
+        if item is None:
+            continue
+        cover = _paint_item(canvas, item, rgb, scale)
+        if cover.max() < COVERED:  # a small thin object across a patch border still owns its best patch
+            covered[np.unravel_index(cover.argmax(), cover.shape)] = 0
+        owner[cover > covered] = index
+        covered = np.maximum(covered, cover)
+    return owner
 
 
 def _paint_item(canvas: np.ndarray, item: Item, rgb: np.ndarray, scale: int) -> np.ndarray:

@@ -243,8 +243,12 @@ def run(
     save_every: int,
     report: Callable[[Stage, int, dict[str, float]], None],
     export: Callable[[Stage, int], None],
+    draw: Callable[[Stage, int, int], Iterator] = batches,
 ) -> None:
-    """All stages, from the beginning or from `state_file` if it exists, which the first process writes now and then."""
+    """All stages, from the beginning or from `state_file` if it exists, which the first process writes now and then.
+
+    `draw`: a stage, its number and the first step -> this process' batches from that step on.
+    """
     first, done, optimizer_state = 0, 0, None
     leads = not dist.is_initialized() or dist.get_rank() == 0
     if state_file.exists():
@@ -255,7 +259,7 @@ def run(
         optimizers = trainer.optimizers(stage)
         if optimizer_state is not None:
             optimizers.load_state_dict(optimizer_state)
-        shares = batches(stage, number, done)
+        shares = draw(stage, number, done)
         log, since = {}, time.perf_counter()
         while done < stage.steps:
             loss, seen = trainer.loss(stage, next(shares))
