@@ -8,12 +8,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from tokenprune.view import faded, spread
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 INK, MUTED, RIGHT, WRONG = "#1f2328", "#656d76", "#1a7f37", "#cf222e"
-DARK = np.array([0.07, 0.08, 0.11])  # what dropped patches fade into
-FADE = 0.8
 PANEL, LABEL, HEADER, GAP = 1.25, 0.95, 1.75, 0.35  # inches
 
 
@@ -31,13 +31,11 @@ class Block:
 def patches(image: np.ndarray, unit: Any) -> tuple[np.ndarray, np.ndarray]:
     """The picture with dropped patches faded and merged ones averaged, [H, W, 3], and which pixels are kept, [H, W]."""
     _, rows, columns = unit.grid
-    y = np.arange(image.shape[0]) * rows // image.shape[0]
-    x = np.arange(image.shape[1]) * columns // image.shape[1]
-    source = unit.source.numpy().reshape(rows, columns)[y[:, None], x]
+    source = spread(unit.source.numpy().reshape(rows, columns), *image.shape[:2])
     kept = source >= 0
-    shown = FADE * DARK + (1 - FADE) * image
-    merged = np.bincount(unit.source[unit.source >= 0]).max() > 1
-    shown[kept] = _averages(image[kept], source[kept]) if merged else image[kept]
+    shown = faded(image, kept)
+    if np.bincount(unit.source[unit.source >= 0]).max() > 1:
+        shown[kept] = _averages(image[kept], source[kept])
     return shown, kept
 
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "stages": [*LEAVES, "ops", "policies", "adapters", "stages"],
     "wrap": [*LEAVES, "ops", "policies", "adapters", "stages", "wrap"],
     "": LIBRARY,
-    **dict.fromkeys([*INPUT, "view"], ["errors", "report", *INPUT]),
+    **{part: ["errors", "report", *INPUT] for part in (*INPUT, "view")},
     "calibrate": [*LIBRARY, "calibrate"],
     "command": [*LIBRARY, "command"],
     "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],

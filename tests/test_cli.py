@@ -118,6 +118,12 @@ def test_run_prints_an_answer_and_the_report(run, options, report):
     assert result.stdout.splitlines()[0]  # the answer
 
 
+def test_run_answers_as_long_as_the_model_says_unless_told(call, tiny_checkpoint, picture):
+    given = ("run", "--model", tiny_checkpoint, "--image", picture, "--prompt", QUESTION)  # which says 2 tokens
+    words = [len(call(*given, *more).stdout.splitlines()[0].split()) for more in ((), ("--max-new-tokens", "9"))]
+    assert words[0] <= 2 < words[1]
+
+
 def test_run_takes_several_images_and_a_budget_over_the_prompt(run, picture):
     result = run("--image", picture, "--image", picture, "--per", "prompt", "--keep", "20", "--policy", "uniform")
     assert result.exit_code == 0, result.output
@@ -199,8 +205,8 @@ def test_run_refuses_a_text_only_model(run, tmp_path):
 
 
 class Processor:
-    def __init__(self, image_token="<image>", chat_template=None):
-        self.image_token, self.chat_template = image_token, chat_template
+    def __init__(self, image_token="<image>", video_token="<video>", chat_template=None):
+        self.image_token, self.video_token, self.chat_template = image_token, video_token, chat_template
 
     def apply_chat_template(self, messages, add_generation_prompt, tokenize):
         assert (add_generation_prompt, tokenize) == (True, False)
@@ -209,20 +215,26 @@ class Processor:
 
 
 def test_a_prompt_gets_its_placeholders():
-    assert command.with_images(Processor(), "why?", 2) == "<image><image>\nwhy?"
-    assert command.with_images(Processor(), "<image> why?", 1) == "<image> why?"
-    assert command.with_images(Processor(chat_template="{}"), "why?", 2) == "user:<image><image>why?"
+    put = command.with_placeholders
+    assert put(Processor(), "why?", images=2) == "<image><image>\nwhy?"
+    assert put(Processor(), "why?", images=1, videos=2) == "<image><video><video>\nwhy?"
+    assert put(Processor(), "<image> why?", images=1) == "<image> why?"
+    assert put(Processor(), "<video> why <image>?", images=1, videos=1) == "<video> why <image>?"
+    assert put(Processor(chat_template="{}"), "why?", images=2, videos=1) == "user:<image><image><video>why?"
     with pytest.raises(InputError, match="1 times '<image>' for 2 images"):
-        command.with_images(Processor(), "<image> why?", 2)
-    with pytest.raises(UnsupportedModelError, match="neither a chat template nor an image token"):
-        command.with_images(Processor(image_token=None), "why?", 1)
+        put(Processor(), "<image> why?", images=2)
+    with pytest.raises(InputError, match="0 times '<video>' for 1 videos"):
+        put(Processor(), "<image> why?", images=1, videos=1)
+    for missing, kind in (("image_token", "images"), ("video_token", "videos")):
+        with pytest.raises(UnsupportedModelError, match=f"neither a chat template nor a token for {kind}"):
+            put(Processor(**{missing: None}), "why?", **{kind: 1})
 
 
 def test_numbers_and_assignments():
-    assert [cli.number(text) for text in ("64", "0.5", "1", "1.0")] == [64, 0.5, 1, 1.0]
-    assert type(cli.number("1")) is int
-    assert type(cli.number("1.0")) is float
-    assert cli.assignment("a=[1, 2]") == ("a", [1, 2])
-    assert cli.assignment("a=b=c") == ("a", "b=c")
+    assert [command.number(text) for text in ("64", "0.5", "1", "1.0")] == [64, 0.5, 1, 1.0]
+    assert type(command.number("1")) is int
+    assert type(command.number("1.0")) is float
+    assert command.assignment("a=[1, 2]") == ("a", [1, 2])
+    assert command.assignment("a=b=c") == ("a", "b=c")
     with pytest.raises(InvalidArgumentError):
-        cli.assignment("a")
+        command.assignment("a")

@@ -31,9 +31,9 @@ from .command import (
     frames_are_images,
     load,
     one_sentence,
-    open_image,
 )
 from .errors import InputError
+from .readers import open_image
 from .train_cli import train
 from .view_cli import view
 
@@ -125,7 +125,9 @@ def run(
     positions: Positions = "",
     dtype: DType = "auto",
     device: Device = "",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens; else what the model comes with, or 64.")
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Measure the selection, after a first try.")] = False,
 ) -> None:
     """Answer a question about images or videos with a pruned model, and report what was pruned."""
@@ -156,7 +158,8 @@ def run(
         handle.image_sizes = None if videos else [picture.size for picture in pictures]
         if timing:  # the first forward is slow for other reasons
             loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
-        generated = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        longest = max_new_tokens or loaded.generation_config.max_new_tokens or 64
+        generated = loaded.generate(**inputs, max_new_tokens=longest, do_sample=False)
         report = handle.report()
     answer = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
     console = Console(highlight=False, soft_wrap=True)

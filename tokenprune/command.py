@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError, InvalidArgumentError, TokenPruneError, UnsupportedModelError, nearest
-from .readers import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
     from .policies import Policy
     from .video import Video
 
-__all__ = [
-    "assignment",
-    "budgeted",
-    "encode",
-    "frames_are_images",
-    "load",
-    "make_policy",
-    "number",
-    "one_sentence",
-    "open_image",
-]
 USER_ERROR = 2  # exit code
 LONGEST_EDGE = 1024  # pixels of a frame: about as many as video models read of one
 

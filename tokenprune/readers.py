@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 STILL = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's formats; it takes some videos for pictures, too
+DAMAGE = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error)  # what Pillow raises of cut files
 THREADS = 4  # of PyAV; each of them may hold a frame
+LEAST = 128  # pixels: decord is not asked for smaller frames, whose width it gets wrong
 JUMPS = 4  # key frames that it tries, from the nearest on
 SLACK = 1e-3  # seconds: times are kept to the millisecond
 MISSING = "needs the package {package}, which is not installed: pip install tokenprune-vlm[video]"
@@ -65,7 +69,7 @@ def open_reader(path: Path, reader: str) -> Reader:
     try:
         with Image.open(path, formats=STILL) as image:
             kind, animated = image.format, getattr(image, "is_animated", False)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*DAMAGE, Image.DecompressionBombError):
         return Decord(path) if reader == "decord" else PyAV(path)
     if not animated and kind != "GIF":
         raise InputError(f"{name} is a still picture ({kind}): give it as an image, or a folder of pictures.")
@@ -157,7 +161,7 @@ def _pillow(name: str):
         yield
     except UnidentifiedImageError:
         raise InputError(f"{name} is not an image that Pillow can read: give a PNG or JPEG.") from None
-    except (OSError, EOFError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise InputError(f"{name} cannot be decoded ({error}): give an intact file.") from None
 
 
@@ -166,7 +170,8 @@ class Decord:
 
     Of some files it answers wrong frames without a word. Three things give them away: time stamps that are none, frames
     that it counts as made up (`fault_tol`), and other frames after a jump to a key frame than when read in a row.
-    It decodes ahead without a limit if its frames are not taken fast enough, so it is made to hand out small ones.
+    It decodes ahead for as long as it is let, so that it is asked for frames of the size that is wanted, not of their
+    own, but for the first, which tells their shape.
     """
 
     def __init__(self, path: Path):
@@ -198,16 +203,16 @@ class Decord:
             wanted = fit(width, height)
             if wanted != (width, height):
                 self.reader = None  # one at a time
-                self.reader = self._open(width=wanted[0], height=wanted[1])
+                self.reader = self._open(width=max(wanted[0], LEAST), height=max(wanted[1], LEAST))
             trusted = self._seeks_right(indices[-1])
         if not trusted:
             raise self._refusal("it finds other frames after a jump than when it reads in a row", indices[-1])
         for i in indices:
             with self._sentences(i):
                 frame = _array(self.reader[i])
-            if frame.shape[2] != 3:  # narrow ones that are to be turned
+            if frame.shape[2] != 3:  # a narrow one that is to be turned
                 raise self._refusal("it gets the width of a frame wrong", i)
-            yield Image.fromarray(frame)
+            yield _resized(Image.fromarray(frame), lambda *_: wanted)
 
     def _seeks_right(self, last: int) -> bool:
         """Whether what follows the second key frame is the same in a row and after a jump; as far as anything moves."""
@@ -296,19 +301,27 @@ class PyAV:
         self.path, self.av = path, av
         with self._sentences():
             self._restart()
-            packets = [packet for packet in self.container.demux(self.stream) if packet.size]
+            packets = [  # without their data
+                (
+                    packet.dts if packet.pts is None else packet.pts,
+                    packet.duration,
+                    packet.is_keyframe,
+                    packet.is_discard,
+                )
+                for packet in self.container.demux(self.stream)
+                if packet.size
+            ]
             expected, tick, rate = self.stream.frames, float(self.stream.time_base), self.stream.average_rate
         if len(packets) < expected:
             raise self._refusal(f"{len(packets)} of its {expected} frames are there")
-        shown = [packet for packet in packets if not packet.is_discard]
-        if not shown or any(_pts(packet) is None for packet in shown):
+        shown = [packet[:3] for packet in packets if not packet[3]]
+        if not shown or any(pts is None for pts, _, _ in shown):
             raise self._refusal("it has no time stamps" if shown else "it has no frames")
-        self.pts = sorted(map(_pts, shown))
-        self.keys = sorted(_pts(packet) for packet in shown if packet.is_keyframe)
-        starts = np.array(self.pts) * tick
+        shown.sort(key=itemgetter(0))
+        self.pts, self.keys = [pts for pts, _, _ in shown], [pts for pts, _, key in shown if key]
+        starts, last = np.array(self.pts) * tick, (shown[-1][1] or 0) * tick
         self.rate = float(rate or (len(starts) - 1) / max(starts[-1] - starts[0], SLACK) or 1)
-        last = max(shown, key=_pts).duration or 0
-        self.times, self.duration = _from_zero(starts, starts[-1] + last * tick, self.rate)
+        self.times, self.duration = _from_zero(starts, starts[-1] + last, self.rate)
 
     def _restart(self) -> None:
         self.container = self.av.open(str(self.path))
@@ -363,10 +376,6 @@ class PyAV:
 
     def close(self) -> None:
         self.container.close()
-
-
-def _pts(packet: Any) -> int | None:
-    return packet.dts if packet.pts is None else packet.pts
 
 
 def _from_zero(starts: np.ndarray, end: float, rate: float) -> tuple[np.ndarray, float]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .command import assignment, encode, load, make_policy, one_sentence, open_image
+from .command import assignment, encode, load, make_policy, one_sentence
 from .errors import InputError
+from .readers import open_image
 
 if TYPE_CHECKING:
     from .calibrate.watch import Batch

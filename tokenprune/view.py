@@ -26,7 +26,7 @@ PALETTE = np.array(
     [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]]
 )
 PAPER, INK, MUTED = "#ffffff", "#1f2328", "#656d76"
-SHEET, CELLS = (1600, 2.0), (200, 560)  # width and shape of a sheet, and the least and largest width of a cell
+SHEET, SHAPE, COLUMNS, CELL = 1600, 2.0, 8, 560  # pixels across, the shape wanted, most cells in a row, pixels of each
 GAP, STRIP, TEXT = 12, 26, 16  # pixels between cells, under each, and of its letters
 OVERLAY = 480  # pixels, the longest edge of an overlay
 PLAYED = (0.08, 1.0)  # seconds that a step of an overlay is shown, at least and at most
@@ -233,12 +233,11 @@ def _layout(cells: int, aspect: float) -> tuple[int, int]:
 
     def badness(columns: int) -> float:
         rows = math.ceil(cells / columns)
-        shape = SHEET[0] / (rows * (SHEET[0] / columns / aspect + STRIP + GAP))
-        return 0.5 * abs(math.log(shape / SHEET[1])) + 3.5 * (1 - cells / (rows * columns))
+        shape = SHEET / (rows * (SHEET / columns / aspect + STRIP + GAP))
+        return 0.5 * abs(math.log(shape / SHAPE)) + 3.5 * (1 - cells / (rows * columns))
 
-    columns = min(range(1, cells + 1), key=badness)
-    width = (SHEET[0] - GAP) // columns - GAP
-    return min(max(width, CELLS[0]), CELLS[1]), columns
+    columns = min(range(1, min(cells, COLUMNS) + 1), key=badness)
+    return min((SHEET - GAP) // columns - GAP, CELL), columns
 
 
 def _label(draw: ImageDraw, place: tuple[int, int, int], time: str, fate: Fate, step: int) -> None:
@@ -246,8 +245,11 @@ def _label(draw: ImageDraw, place: tuple[int, int, int], time: str, fate: Fate, 
     left, y, width = place
     kept, carried = fate.counts(step)
     text = f"{kept} kept" + (f", {carried} merged" if fate.merged else "")
-    draw.text((left + 1, y + STRIP / 2), time, INK, _font(TEXT), anchor="lm")
-    draw.text((left + width - 1, y + STRIP / 2), text, MUTED, _font(TEXT), anchor="rm")
+    font = _font(TEXT)
+    if (needed := draw.textlength(f"{time}  {text}", font)) > width:
+        font = _font(TEXT * width / needed)
+    draw.text((left + 1, y + STRIP / 2), time, INK, font, anchor="lm")
+    draw.text((left + width - 1, y + STRIP / 2), text, MUTED, font, anchor="rm")
 
 
 def _legend(draw: ImageDraw, y: int, merged: bool) -> None:
@@ -263,7 +265,7 @@ def _legend(draw: ImageDraw, y: int, merged: bool) -> None:
         x += 4 + draw.textlength(text, font) + 20
 
 
-def _font(size: int):
+def _font(size: float):
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

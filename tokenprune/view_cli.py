@@ -29,9 +29,9 @@ from .command import (
     frames_are_images,
     load,
     one_sentence,
-    open_image,
 )
 from .errors import InputError
+from .readers import open_image
 
 if TYPE_CHECKING:
     import numpy as np

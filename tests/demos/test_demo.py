@@ -14,6 +14,7 @@ import picture
 
 from tokenprune import UnitReport
 from tokenprune.eval import shapes
+from tokenprune.view import DARK, FADE
 
 
 def call(*arguments):
@@ -88,7 +89,7 @@ def test_kept_patches_stay_and_dropped_ones_fade():
     shown, kept = picture.patches(image, unit([0, -1, -1, 1]))
     assert np.array_equal(kept, np.kron(np.eye(2), np.ones((2, 2))).astype(bool))
     assert np.array_equal(shown[kept], image[kept])
-    assert np.abs(shown[~kept] - picture.DARK).max() < 1 - picture.FADE + 1e-9
+    assert np.abs(shown[~kept] - DARK).max() < 1 - FADE + 1e-9
 
 
 def test_merged_patches_show_their_mean():
