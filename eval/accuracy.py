@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import base64
 import hashlib
 import inspect
-import json
 import platform
 import random
 import sys
@@ -20,6 +18,7 @@ from collections.abc import Callable
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from .. import Policy, list_policies
 from . import intervals, pareto, shapes
 from .asking import Batch, Stacked, Way, check_against_generate, encoded, way
 from .clock import machine, ratios
+from .files import packed, read, reusable, unpacked, written
 from .inside import EASY as FEW
 from .inside import FRONTS, Inside
 from .rows import configurations, described
@@ -85,7 +85,7 @@ class Questions:
         cluster: [n] number of its picture.
     """
 
-    def __init__(self, model, processor, sets: dict[str, list[shapes.Sample]], advance: Callable[[int], None]):
+    def __init__(self, model, processor, sets: dict[str, list], advance: Callable[[int], None], encoded=encoded):
         self.sets = {name: samples for name, samples in sets.items() if samples}
         self.batches: list[Batch] = []
         for samples in self.sets.values():
@@ -96,8 +96,8 @@ class Questions:
         ends = np.cumsum([len(samples) for samples in self.sets.values()]).tolist()
         self.parts = {name: slice(a, b) for name, a, b in zip(self.sets, [0, *ends], ends, strict=False)}
         self.kinds = np.array([one.question.kind for one in everything])
-        numbers = {key: i for i, key in enumerate(dict.fromkeys(id(one.image) for one in everything))}
-        self.cluster = np.array([numbers[id(one.image)] for one in everything])
+        numbers = {key: i for i, key in enumerate(dict.fromkeys(id(_seen(one)) for one in everything))}
+        self.cluster = np.array([numbers[id(_seen(one))] for one in everything])
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -121,31 +121,32 @@ class Questions:
         }
 
 
+def _seen(sample: shapes.Sample | shapes.VideoSample) -> Any:
+    return sample.frames if isinstance(sample, shapes.VideoSample) else sample.image
+
+
 def answers(
     ways: list[Way], keeps: tuple[float, ...], batches: list[Batch]
 ) -> dict[float, tuple[np.ndarray, int | float]]:
-    """keep -> right [len(ways), questions] bool, and visual tokens kept per picture."""
+    """keep -> right [len(ways), questions] bool, and visual tokens kept per picture, on average where they differ."""
     right: dict[float, list[list[torch.Tensor]]] = {keep: [[] for _ in ways] for keep in keeps}
-    kept: dict[float, int | float] = {}
+    kept: dict[float, dict[int | float, int]] = {keep: Counter() for keep in keeps}
     for batch in batches:
         for number, one in enumerate(ways):
             for keep in keeps:
                 with one.at(keep, batch):
                     words = one.words(one.encoded(batch, keep))
-                    kept[keep] = one.kept(batch)
+                    kept[keep][one.kept(batch)] += len(batch.samples)
                 right[keep][number].append(words == batch.answers)
-    return {keep: (torch.stack([torch.cat(row) for row in rows]).numpy(), kept[keep]) for keep, rows in right.items()}
+    return {
+        keep: (torch.stack([torch.cat(row) for row in rows]).numpy(), _mean(kept[keep])) for keep, rows in right.items()
+    }
 
 
-def packed(right: np.ndarray) -> list[str]:
-    """Text of [seeds, n] bool: eight answers a byte."""
-    return [base64.b64encode(np.packbits(row).tobytes()).decode() for row in right]
-
-
-def unpacked(texts: list[str], count: int) -> np.ndarray:
-    """[seeds, count] bool; `packed` backwards."""
-    rows = [np.frombuffer(base64.b64decode(text), dtype=np.uint8) for text in texts]
-    return np.stack([np.unpackbits(row, count=count) for row in rows]).astype(bool)
+def _mean(counted: dict[int | float, int]) -> int | float:
+    if len(counted) == 1:
+        return next(iter(counted))
+    return sum(value * times for value, times in counted.items()) / sum(counted.values())
 
 
 def figures(right: np.ndarray, others: dict[str, np.ndarray], questions: Questions) -> dict:
@@ -181,14 +182,14 @@ def _figure(right: np.ndarray, cluster: np.ndarray) -> dict:
     }
 
 
-def setup(questions: Questions) -> dict:
+def setup(questions: Questions, checkpoint: Path) -> dict:
     """What two runs must share for their rows to stand in one table."""
     return {
         "sets": questions.facts(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "transformers", "tokenprune-vlm")},
-            "checkpoint": hashlib.sha256((shapes.CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()[:16],
+            "checkpoint": hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16],
         },
         "machine": machine(),
     }
@@ -238,11 +239,11 @@ def measure(
         task = bar.add_task("encoding pictures", total=sum(map(len, sets.values())))
         questions = Questions(model, processor, sets, lambda n: bar.advance(task, n))
         check_against_generate(model, processor, questions.batches[0])
-        result = {**setup(questions), "rows": []}
+        result = {**setup(questions, shapes.CHECKPOINT), "rows": []}
         timed = [batch for n in TIMED for batch in encoded(model, processor, next(iter(sets.values()))[:n])]
         dense, texts = way(model, processor, None), {name: configuration(several) for name, several in rows.items()}
         budgets = {DENSE: (1.0,), **{name: _keeps(several[0]) for name, several in rows.items()}}
-        known = _reusable(earlier, result, texts, budgets)
+        known = reusable(earlier, result, {DENSE: DENSE, **texts}, budgets)
         for cell in (one for name in known if isinstance(rows.get(name, [None])[0], Inside) for one in known[name]):
             cell["against"] = rows[cell["row"]][0].against
         missing = {
@@ -294,22 +295,6 @@ def _keeps(policy: Policy | Inside) -> tuple[float, ...]:
     return policy.keeps(KEEPS) if isinstance(policy, Inside) else KEEPS
 
 
-def _reusable(
-    earlier: dict | None, result: dict, texts: dict[str, str], budgets: dict[str, tuple[float, ...]]
-) -> dict[str, list[dict]]:
-    """Row -> cells of an earlier result, where setup, configuration and budgets are those of this one."""
-    if earlier is None:
-        return {}
-    facts = json.loads(json.dumps({key: value for key, value in result.items() if key != "rows"}))
-    if {key: value for key, value in earlier.items() if key != "rows"} != facts:
-        return {}
-    found: dict[str, list[dict]] = {}
-    for cell in earlier["rows"]:
-        if cell["configuration"] == texts.get(cell["row"], DENSE):
-            found.setdefault(cell["row"], []).append(cell)
-    return {name: cells for name, cells in found.items() if tuple(cell["keep"] for cell in cells) == budgets[name]}
-
-
 def _times(
     dense: Way, one: Way, keeps: tuple[float, ...], timed: list[Batch], repeats: int
 ) -> dict[float, dict[str, float]]:
@@ -334,21 +319,6 @@ def compare(result: dict, questions: Questions) -> None:
             cell["few"] = figures(mine[:, :few], {}, questions)
 
 
-def written(result: dict) -> str:
-    """JSON, a line for every cell."""
-    facts = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
-    rows = ",\n".join("  " + json.dumps(cell) for cell in result["rows"])
-    return f'{facts[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
-
-
-def _read(file: Path) -> dict | None:
-    """An earlier result; None if there is none that can be read."""
-    try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tokenprune.eval.accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=2400, help="held-out scenes, one question each")
@@ -368,7 +338,7 @@ def arguments() -> argparse.Namespace:
     for name in given.policy or []:
         if name not in list_policies():
             parser.error(f"--policy {name} has no row: policies are {', '.join(list_policies())}")
-    if given.plot_only and _read(given.out / "accuracy.json") is None:
+    if given.plot_only and read(given.out / "accuracy.json") is None:
         parser.error(f"--plot-only needs {given.out / 'accuracy.json'}: leave the option out to measure")
     return given
 
@@ -382,7 +352,7 @@ def main() -> None:
         file.with_suffix(".part").write_text(written(result))
         file.with_suffix(".part").replace(file)
 
-    result = _read(file)
+    result = read(file)
     if not given.plot_only:
         rows = configurations(None if given.no_clip else shapes.load_clip(), given.seeds)
         sets = {SCENES: list(shapes.held_out(given.scenes)), EASY: easy_samples(given.easy)}

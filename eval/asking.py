@@ -40,6 +40,7 @@ class Batch:
         pixels: [P, 3, H, W].
         encoding: what `get_image_features` says of the P pictures, noted by `wrap` as of its own.
         answers: [B] long, first token of the right answer.
+        noted: what `encoding` holds of the tower.
     """
 
     samples: list[shapes.Sample]
@@ -49,11 +50,29 @@ class Batch:
     pixels: Tensor
     encoding: BaseModelOutputWithPooling
     answers: Tensor
+    noted: frozenset = frozenset()
 
     @property
     def features(self) -> list[Tensor]:
         """[N, D] of each question's picture."""
         return [self.encoding.pooler_output[i] for i in self.owner.tolist()]
+
+    @property
+    def total(self) -> int:
+        """Visual tokens of a picture."""
+        return len(self.encoding.pooler_output[0])
+
+    def given(self) -> dict[str, Any]:
+        """Arguments of the forward, with the pictures' pixels."""
+        return {**self.inputs, "pixel_values": self.pixels[self.owner]}
+
+    def ready(self, encoding: BaseModelOutputWithPooling) -> dict[str, Any]:
+        """The same with the pictures encoded."""
+        return {**self.inputs, "mm_encoder_outputs": {"image": repeated(encoding, self.owner)}}
+
+    def encode(self, model: PreTrainedModel) -> BaseModelOutputWithPooling:
+        """The pictures through the tower and the projector."""
+        return model.get_image_features(pixel_values=self.pixels)
 
 
 def encoded(model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[shapes.Sample]) -> Iterator[Batch]:
@@ -96,21 +115,21 @@ class Way:
 
     def given(self, batch: Batch, keep: float) -> dict[str, Any]:
         """Arguments of the forward, with the pictures' pixels."""
-        return {**batch.inputs, "pixel_values": batch.pixels[batch.owner]}
+        return batch.given()
 
     def encoded(self, batch: Batch, keep: float) -> dict[str, Any]:
         """The same with the pictures encoded, where this transformers takes them so."""
         if not shapes.takes_features(self.model):
             return self.given(batch, keep)
-        return {**batch.inputs, "mm_encoder_outputs": {"image": repeated(batch.encoding, batch.owner)}}
+        return batch.ready(batch.encoding)
 
     def words(self, arguments: dict[str, Any]) -> Tensor:
         """[B] first answer tokens."""
         return self.model(**arguments, logits_to_keep=1).logits[:, -1].argmax(-1)
 
-    def kept(self, batch: Batch) -> int:
+    def kept(self, batch: Batch) -> int | float:
         """Visual tokens per picture in the last answer."""
-        return len(batch.encoding.pooler_output[0])
+        return batch.total
 
 
 @dataclass(kw_only=True)
@@ -154,13 +173,13 @@ def once(policy: ProjectorPolicy | LayerPolicy, batch: Batch) -> ProjectorPolicy
 
 
 class Pruned(Way):
-    """A policy that `wrap` runs."""
+    """A policy that `wrap` runs, with the positions given."""
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, policy: Policy):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, policy: Policy, positions: str | None = None):
         super().__init__(model, processor)
-        self.policy = policy
+        self.policy, self.positions = policy, positions
         self._handle: Handle | None = None
-        self._noted: tuple[Batch, BaseModelOutputWithPooling] | None = None
+        self._noted: tuple[Batch, dict[str, Any]] | None = None
 
     def policies(self, keep: float, batch: Batch) -> list[Policy]:
         """What runs for that budget."""
@@ -168,7 +187,7 @@ class Pruned(Way):
 
     @contextmanager
     def at(self, keep: float, batch: Batch) -> Iterator[None]:
-        with wrap(self.model, self.policies(keep, batch)) as self._handle:
+        with wrap(self.model, self.policies(keep, batch), positions=self.positions) as self._handle:
             if "instruction" in self.policy.needs:
                 self._handle.instruction = [one.question.text for one in batch.samples]
             yield
@@ -176,19 +195,19 @@ class Pruned(Way):
     def encoded(self, batch: Batch, keep: float) -> dict[str, Any]:
         """What was encoded before serves all policies but those that look into the tower: these have it noted anew,
         once for all budgets of a batch."""
-        if self.policy.needs <= OUTSIDE or not shapes.takes_features(self.model):
+        if self.policy.needs <= OUTSIDE | batch.noted or not shapes.takes_features(self.model):
             return super().encoded(batch, keep)
         if self._noted is None or self._noted[0] is not batch:
-            output = self.model.get_image_features(pixel_values=batch.pixels)
-            self._noted = batch, repeated(output, batch.owner)
-        return {**batch.inputs, "mm_encoder_outputs": {"image": self._noted[1]}}
+            self._noted = batch, batch.ready(batch.encode(self.model))
+        return dict(self._noted[1])
 
     def report(self) -> Report:
         """On the last answer."""
         return self._handle.report()
 
-    def kept(self, batch: Batch) -> int:
-        return self.report().units[0].kept
+    def kept(self, batch: Batch) -> int | float:
+        kept = [unit.kept for unit in self.report().units]
+        return kept[0] if len(set(kept)) == 1 else sum(kept) / len(kept)
 
 
 class Stacked(Pruned):
@@ -203,21 +222,22 @@ class Stacked(Pruned):
         super().__init__(model, processor, inside.policy if inside.front is None else inside.front)
         self.inside, self.spent = inside, {}
         self.shape = find_parts(model, lookup, supported()).decoder_shape()
+        self._total = 0
 
     def policies(self, keep: float, batch: Batch) -> list[Policy]:
-        self._keep = keep
-        return [once(one, batch) for one in self.inside.policies(keep, self.shape, super(Pruned, self).kept(batch))]
+        self._keep, self._total = keep, batch.total
+        return [once(one, batch) for one in self.inside.policies(keep, self.shape, batch.total)]
 
     def kept(self, batch: Batch) -> float:
         """Visual tokens per picture and layer, on average over the layers."""
-        report, total = self.report(), super(Pruned, self).kept(batch)
+        report, total = self.report(), batch.total
         cost, alone = report.cost(), Budget(self._keep).count(total)
         equal = sum(self.shape.flops(dense - total + alone) for dense, _ in report.lengths)
         before = self.spent.get(self._keep, (0, 0, 0))
         now = (cost["prefill_flops_dense"], cost["prefill_flops_pruned"], equal)
         self.spent[self._keep] = tuple(a + b for a, b in zip(before, now, strict=True))
-        dense, pruned = report.lengths[0]
-        left = [total - dense + pruned, *(event.kept / len(batch.samples) for event in report.events)]
+        gone = sum(dense - pruned for dense, pruned in report.lengths)
+        left = [total - gone / len(report.lengths), *(event.kept / len(batch.samples) for event in report.events)]
         at = [0, *(event.layer for event in report.events), self.shape.layers]
         return sum(n * (end - start) for n, (start, end) in zip(left, pairwise(at), strict=True)) / self.shape.layers
 
@@ -227,23 +247,34 @@ class Stacked(Pruned):
         return {
             "against": self.inside.against,
             "drops": list(self.inside.drops),
-            "counts": list(self.inside.counts(keep, self.shape, self.model.config.image_seq_length)),
+            "counts": list(self.inside.counts(keep, self.shape, self._total)),
             "flops": round(pruned / dense, 5),
             "flops_in_front": round(equal / dense, 5),
         }
 
 
-def repeated(output: BaseModelOutputWithPooling, owner: Tensor) -> BaseModelOutputWithPooling:
-    """An encoding of P pictures, with what was noted meanwhile, as if picture owner[i] had been given at place i."""
-    order = owner.tolist()
-    again = BaseModelOutputWithPooling(pooler_output=[output.pooler_output[i] for i in order])
-    note = output._tokenprune
+def repeated(
+    output: BaseModelOutputWithPooling, owner: Tensor, pixels: str = "pixel_values"
+) -> BaseModelOutputWithPooling:
+    """An encoding of P pictures or clips, with what was noted meanwhile, as if owner[i] had been given at place i.
+
+    `pixels`: the argument that brought them.
+    """
+    rows, note = output.pooler_output, output._tokenprune
+    order, count = owner.tolist(), len(rows)
+    again = BaseModelOutputWithPooling(
+        pooler_output=rows[owner] if isinstance(rows, Tensor) else [rows[i] for i in order]
+    )
+
+    def of_each(values: Tensor) -> Tensor:  # several rows of a clip, one for each frame
+        return values.unflatten(0, (count, -1))[owner].flatten(0, 1)
+
     again._tokenprune = replace(
         note,
-        arguments=note.arguments | {"pixel_values": note.pixels.new_empty(len(order), *note.pixels.shape[1:])},
+        arguments=note.arguments | {pixels: note.pixels.new_empty(len(order), *note.pixels.shape[1:])},
         rows=[note.rows[i] for i in order],
-        entered=[values[owner] for values in note.entered],
-        tower={tap: [values[owner] for values in calls] for tap, calls in note.tower.items()},
+        entered=[of_each(values) for values in note.entered],
+        tower={tap: [of_each(values) for values in calls] for tap, calls in note.tower.items()},
     )
     return again
 

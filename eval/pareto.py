@@ -168,7 +168,7 @@ def plot(result: dict, path: Path) -> None:
                 axis.errorbar(x, y, yerr=bars, color=color, marker="o", markersize=3.5, linewidth=1.5, capsize=2)
             axis.set_xscale("log")
             axis.set_xlim(ticks[0] * 1.15, least * 0.24)
-            _label(axis, labels, least)
+            label(axis, labels, least)
             axis.set_xticks(ticks, [f"{round(tick)}\n{keep:.0%}" for tick, keep in zip(ticks, budgets, strict=True)])
             axis.minorticks_off()
         line[0].set_ylabel(f"accuracy on {result['sets'][name]['asked']:,} questions\n({name}), %")
@@ -256,7 +256,7 @@ def _frame(axis, result: dict, name: str) -> None:
     axis.set_ylim(0, 103)
 
 
-def _label(axis, labels: list[tuple[float, str, str]], last: float) -> None:
+def label(axis, labels: list[tuple[float, str, str]], last: float) -> None:
     """Names behind the last points, moved apart where they would lie on each other."""
     gap, low, high = 6.0, 2.0, 99.0
     places: list[float] = []

@@ -26,7 +26,8 @@ def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy | In
     rows: dict[str, list[Policy | Inside]] = {}
     for name in list_policies():
         cls = get_policy(name)
-        if cls.stage in STAGES and cls.__module__.startswith("tokenprune.") and name != "none":
+        ours = cls.__module__.startswith("tokenprune.") and "image" in cls.kinds
+        if ours and cls.stage in STAGES and name != "none":
             rows |= _variants(name, cls, clip, seeds)
     return rows | inside_rows(seeds)
 
