@@ -37,7 +37,8 @@ class DyCoke(VideoPolicy):
 
     Differs from the released code: exactly k and no frame treated differently, unless `strict_paper`. The code puts the
     tokens of a compared frame in the order of their similarity; that is `Selection.order`, and they stand in raster
-    order here. Positions are renumbered, as there.
+    order here. Positions are renumbered, as there. Its choice of keys anew at every decode step is not here, since it
+    takes nothing out of the cache: `ops.reselected` is the rule.
     """
 
     positions: ClassVar = "compact"
@@ -45,7 +46,7 @@ class DyCoke(VideoPolicy):
     merging_ratio: float | None = None
     cost: ClassVar = "V D multiply-adds and a sort of each frame; blocks of 16 MiB"
     when: ClassVar = "Slow scenes at mild ratios: a quarter of the frames stays whole, with all that is small in it."
-    limits: ClassVar = "At a quarter of the tokens and below it keeps whole frames and nothing between them."
+    limits: ClassVar = "Whole frames alone at a quarter and below. New positions hide time: try positions='original'."
 
     def __post_init__(self):
         super().__post_init__()

@@ -65,7 +65,7 @@ class HoliTom(TemporalMerging):
     parts: ClassVar = ("attention",)
     cost: ClassVar = "T N D for cosines, T^2 steps on the CPU, S^2 D per window; 3 T N D floats, three 16 MiB blocks"
     when: ClassVar = "Long shots with little motion, on towers whose attention shows what matters; any question."
-    limits: ClassVar = "What moves is dropped by attention alone. A moving camera leaves nothing static."
+    limits: ClassVar = "Attention alone chooses what moves. New positions hide time: try positions='original'."
 
     beta: float | None = 0.6
     max_window: int = 1024

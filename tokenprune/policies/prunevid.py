@@ -58,7 +58,7 @@ class PruneVid(TemporalMerging):
 
     cost: ClassVar = "T N D for cosines, sum of n^2 D over groups; 3 T N D floats, three 16 MiB blocks of distances"
     when: ClassVar = "Footage with shots that stand still, any question; few frames per shot keep what moves."
-    limits: ClassVar = "A moving camera leaves nothing static. Means of clusters are nothing the model was trained on."
+    limits: ClassVar = "A moving camera leaves nothing static. New positions hide time: try positions='original'."
 
     gamma: float = 0.25
     beta: float = 0.5
