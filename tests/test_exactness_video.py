@@ -12,7 +12,9 @@ from tests.default_policies import POLICIES
 from tests.families import BY_NAME, FAMILIES, FRAMES, LLAVA, VIDEOS
 from tests.probes import generate, logits, merged_rows, mixing, new_tokens, protected
 from tests.test_exactness import MIXED, both
+from tests.test_modes import joined
 from tokenprune import InputError, InvalidArgumentError, UnsupportedPolicyError
+from tokenprune.errors import InvalidFeaturesError
 
 ON_VIDEOS = [name for name, factory in POLICIES.items() if "image" not in factory().kinds]
 # Families whose videos have no frames of one size: tokens that are left out by the processor, or pooled from any places
@@ -120,12 +122,42 @@ def test_images_and_videos_together_do_not_warn():
         model(**inputs)
 
 
+@pytest.mark.parametrize("name", ["framefusion", "holitom-inner", "prunevid-inside"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_prompt_of_images_and_videos_is_no_unit_of_a_policy_of_videos(name, first):
+    families = [BY_NAME["qwen2_5_vl"], BY_NAME["qwen2_5_vl-video"]]
+    model, inputs = families[0].model(), joined(*(families[i].inputs((1,)) for i in (first, 1 - first)))
+    with tokenprune.wrap(model, name, keep=0.3, per="prompt"):
+        with pytest.raises(UnsupportedPolicyError, match=f"policy '{name}' is about videos only: use per='image'"):
+            model(**inputs)
+    with tokenprune.wrap(model, name, keep=0.3, of="prompt") as handle:
+        model(**inputs)
+        assert [unit.kept < unit.total for unit in handle.report().units] == [unit == first for unit in (1, 0)]
+
+
+def test_nan_in_an_image_that_the_first_policy_leaves_alone():
+    families = BY_NAME["qwen2_5_vl"], BY_NAME["qwen2_5_vl-video"]
+    model, inputs = families[0].model(), both(*families)
+    inputs["pixel_values"] = inputs["pixel_values"] * torch.nan
+    with tokenprune.wrap(model, ["evs", "divprune"], keep=0.3):
+        with pytest.raises(InvalidFeaturesError, match="NaN or Inf at visual positions"):
+            model(**inputs)
+
+
 def test_one_budget_for_two_videos_of_a_prompt():
     family = BY_NAME["llava_onevision-video"]
     model, inputs = family.model(), family.inputs((2,))
     with tokenprune.wrap(model, "evs", keep=17, of="prompt") as handle:
         model(**inputs)
         assert [unit.kept for unit in handle.report().units] == [9, 8]
+
+
+def test_frames_beside_a_video_are_refused():
+    images = BY_NAME["qwen2_5_vl"]
+    model, inputs = images.model(), both(images, BY_NAME["qwen2_5_vl-video"])
+    with tokenprune.wrap(model, "evs", keep=0.3, images_are_frames=True):
+        with pytest.raises(InputError, match="images_are_frames=True, and sample 0 has a video beside its images"):
+            model(**inputs)
 
 
 def test_images_with_crops_are_no_frames():

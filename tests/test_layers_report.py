@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tokenprune
-from tests.families import LLAVA, QWEN2_5_VL
+from tests.families import BY_NAME, LLAVA, QWEN2_5_VL
 from tests.test_report import unit_report
-from tokenprune import DivPrune, FastV, PyramidDrop, SparseVLM
+from tokenprune import DivPrune, FastV, FrameFusion, PyramidDrop, SparseVLM
 from tokenprune.report import DecoderShape, EventReport, Report
 
 STEPPED = PyramidDrop(layers=(1, 3), keeps=(0.5, 0.25))
@@ -149,6 +149,14 @@ class TestTiming:
         assert event.event_ms == pytest.approx(7)
         assert event.saved_ms == pytest.approx(2 * (15 - 5))  # two layers behind it, 15 ms each before
 
+    def test_nothing_is_known_of_what_an_event_before_the_first_layer_saved(self):
+        family = BY_NAME["llava_onevision-video"]
+        _, _, report = pruned(FrameFusion(keep=0.3), family=family, timing=True)
+        assert [(one.layer, one.event_ms is None, one.saved_ms is None) for one in report.events] == [
+            (0, False, True),
+            (1, False, False),
+        ]
+
     def test_verdict(self):
         shape = DecoderShape(layers=4, hidden=8, intermediate=16, query=8, key_value=4, dtype_bytes=4)
 
@@ -159,6 +167,7 @@ class TestTiming:
 
         start = "  layer 2  fastv kept 2/4 by the attention of layer 1"
         assert line(None, None) == start
+        assert line(1.0, None) == f"{start}, took 1.00 ms"
         assert line(1.0, 2.5) == f"{start}, took 1.00 ms, saved about 2.50 ms"
         costs = ": costs more than it saves on this shape"
         assert line(2.0, 1.0) == f"{start}, took 2.00 ms, saved about 1.00 ms{costs}"

@@ -382,7 +382,7 @@ class TestTurns:
         assert difference(out, model, inputs, keep) < family.tolerance
 
 
-@families(*REPEATING)
+@families(*REPEATING, "llava_onevision-video", "llava_next_video-video", "video_llava-video")
 class TestCompactPositions:
     def test_greedy_and_beams(self, family, every_third):
         model, inputs, keep = case(family)

@@ -98,7 +98,9 @@ def show(policy: Annotated[str, typer.Argument(help="Name of a policy, see `toke
         table.add_row(field.name, str(field.type), _default(field), about.get(field.name, ""))
     console.print(table, markup=False)
     facts = Table("", "", box=None, show_header=False, pad_edge=False)
-    words = {"stage": cls.stage, "needs": _needs(cls()), "cost": cls.cost, "when": cls.when, "limits": cls.limits}
+    made = cls()
+    words = {"stage": cls.stage, "needs": _needs(made), "prunes": " and ".join(f"{k}s" for k in sorted(made.kinds))}
+    words |= {"positions": made.positions, "cost": cls.cost, "when": cls.when, "limits": cls.limits}
     for name, word in words.items():
         facts.add_row(f"[bold]{name}[/bold]", escape(word))
     console.print()

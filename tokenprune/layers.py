@@ -24,7 +24,8 @@ class Event:
         rows: whose attention: of the "last" valid token of the prompt, of all "text" behind the last visual token, of
             the "visual" tokens still there, or of those that the policy's `raters` chooses.
         number: of the event, from 0.
-        forget: once the prompt is read, the layers before lose the keys and values of what left here, too.
+        forget: once the prompt is read, the layers before lose the keys and values of all that left up to here, too.
+            What is read together with the prompt, as first candidates of assisted decoding are, has seen them.
     """
 
     drop: int

@@ -79,7 +79,8 @@ class EventReport:
         forgotten: the caches of the layers before hold no more than those behind.
         event_ms: time of scores and selection, if `wrap(..., timing=True)`.
         saved_ms: what the layers behind it took less than they would have, taking each for as slow as those before it
-            were on average; if timed. Both are of this one forward: repeat it, the first is slow for other reasons.
+            were on average; if timed, and if there are layers between it and the events before and behind it. Both are
+            of this one forward: repeat it, the first is slow for other reasons.
     """
 
     policy: str
@@ -207,6 +208,8 @@ def _event_line(event: EventReport, total: int) -> str:
     line = f"  layer {event.layer}  {event.policy} kept {event.kept}/{total}{scored}{forgotten}"
     if event.event_ms is None:
         return line
+    if event.saved_ms is None:
+        return f"{line}, took {event.event_ms:.2f} ms"
     verdict = "" if event.saved_ms > event.event_ms else ": costs more than it saves on this shape"
     return f"{line}, took {event.event_ms:.2f} ms, saved about {event.saved_ms:.2f} ms{verdict}"
 

@@ -11,6 +11,7 @@ from tokenprune.policies import DivPrune, FasterVLM, VisionAttention
 from tokenprune.policies.debias import DebiasedScore, debiased
 from tokenprune.policies.debiasing import Debiased
 from tokenprune.policies.fastv import FastV
+from tokenprune.policies.holitom_inner import HoliTomInner
 from tokenprune.policies.layer import LayerPolicy, at_mean, mean_share
 from tokenprune.policies.layer_random import RandomLayers
 from tokenprune.policies.schedule import ScheduledPolicy
@@ -175,6 +176,11 @@ def test_a_score_in_the_tower_loses_its_trend_over_the_sequence():
     assert torch.equal(chosen.indices, Selection.subset(base.topk(5).indices).indices)
     assert not torch.equal(FasterVLM(attention=biased).select(tokens, 5).indices, chosen.indices)
     assert debiased(VisionAttention(), trend=STEEP).needs == VisionAttention().needs
+
+
+def test_it_leaves_alone_what_the_inner_policy_leaves_alone():
+    assert debiased(FastV(), trend=STEEP).kinds == {"image", "video"}
+    assert debiased(HoliTomInner(), trend=STEEP).kinds == {"video"}
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Debiased(LayerPolicy):
             raise InvalidArgumentError(f"inner={inner!r} is no policy at stage 'layer': give FastV(keep=...), say.")
         given = {name: value for name in _BUDGET if (value := getattr(self, name)) is not None}
         self.inner = replace(inner, **given)
-        for name in _BUDGET:
+        for name in (*_BUDGET, "kinds"):
             setattr(self, name, getattr(self.inner, name))
         check_padding(self.padding, self.threshold)
         if self.trend is None and self.padding is None:
@@ -97,7 +97,7 @@ class Debiased(LayerPolicy):
             )
         events = self.inner.events(depth)
         if events[0].score is None:
-            raise InvalidArgumentError(f"inner={self.inner.name!r} looks at no attention: there is nothing to correct.")
+            raise InvalidArgumentError(f"inner={self.inner.name!r} looks at no attention at first: nothing to correct.")
         return events
 
     def count(self, event: Event, total: int) -> int:

@@ -41,8 +41,9 @@ class VidCom2(VideoPolicy):
 
     Differs from the released code: exactly k unless `strict_paper`. Survivors keep their positions as there on Qwen-VL;
     on LLaVA-OneVision the code renumbers them: say `wrap(..., positions="compact")`. On LLaVA-Video it keeps all
-    newline tokens of a frame, behind its tokens; here a line that has lost all its tokens loses its newline. That the
-    channels are those of low variance is what the code does, and is said nowhere.
+    newline tokens of a frame, behind its tokens; here they stay where they are, or leave with the last token of their
+    line by `wrap(..., drop_empty_rows=True)`. That the channels are those of low variance is what the code does, and is
+    said nowhere.
     """
 
     temperature: float = 0.01

@@ -136,17 +136,22 @@ def remember_layers(cache: Any, call: LayerCall, drops: list[int]) -> None:
     earlier, made = state.valid[:, :past], {}
     if call.forgets:
         forget(cache, call)
-    for drop in sorted({0, *drops}) if call.forgets else drops:
-        current = call.drops.get(drop, current)
-        held = call.drops[call.forgets] if drop < call.forgets else current
+    if (first := call.drops.get(call.forgets)) is not None:  # the first layer holds less than came in front of it
+        state.valid = torch.cat([earlier, first.real.to(earlier.device)], 1)
+        state.removed += first.cut.removed
+        state.all_valid = bool(state.valid.all())
+    for drop in drops:
+        current, old = call.drops.get(drop, current), state.behind(drop)
+        held = first if drop <= call.forgets else current
         if held is None:  # nothing left this call up to here, so what came is the same as in the first layer
             continue
-        old = state.behind(drop)
         before = earlier if old is None else old.mask(earlier, past, 0)
-        valid = torch.cat([before, held.real.to(before.device)], 1)
         shift = None if old is None else old.shift
         if current is not None and current.positions is not None:
-            shift = (call.positions[:, -1] - current.positions[:, -1]).to(valid.device)
+            shift = (call.positions[:, -1] - current.positions[:, -1]).to(earlier.device)
+        if held is first and old is None and shift is None:  # as in the first layer
+            continue
+        valid = torch.cat([before, held.real.to(before.device)], 1)
         made[drop] = LayerState(valid, state.valid.shape[1], bool(valid.all()), shift)
     state.layers.update(made)
 

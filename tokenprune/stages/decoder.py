@@ -138,7 +138,7 @@ class LayerStage:
         call, left = self.call, [len(unit.slots) for unit in units]
         for one in self.events:
             asked = counts(one.policy, one.event, units, left)
-            if asked != left or one.policy.everywhere:
+            if asked != left or one.policy.everywhere or (one.event.forget and call.pending):
                 call.pending.append(one)
             left = asked
         if not call.pending:
@@ -323,6 +323,8 @@ class LayerStage:
         for unit in call.units:
             keep[unit.sample, unit.slots] = True
         if not bool((sequence.visual & ~keep).any()):
+            if one.event.forget and call.cut is not None:
+                call.drops[i], call.forgets = sequence, i
             return rows
         step = Cut.from_keep(keep)
         if call.static and step.ragged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class History:
 
     def reports(self, depth: int) -> list[EventReport]:
         """Of a decoder of `depth` layers; each is taken to cost what those that read as much do on average."""
-        layer = self._layer_times(depth)
+        layer = self._layer_times(depth) or [None] * (len(self.events) + 1)
         return [
             EventReport(
                 policy=one.policy,
@@ -73,16 +74,17 @@ class History:
                 lengths=one.lengths.tolist(),
                 event_ms=one.spent,
                 forgotten=one.event.forget,
-                saved_ms=(depth - one.event.drop) * (layer[i] - layer[i + 1]) if layer else None,
+                saved_ms=None if None in (before, after) else (depth - one.event.drop) * (before - after),
             )
-            for i, one in enumerate(self.events)
+            for one, (before, after) in zip(self.events, pairwise(layer), strict=True)
         ]
 
-    def _layer_times(self, depth: int) -> list[float]:
-        """Milliseconds of a layer in every stretch between events; empty where nothing is timed."""
+    def _layer_times(self, depth: int) -> list[float | None]:
+        """Milliseconds of a layer in every stretch between events, None where it has none; empty if not timed."""
         at = [0, *(one.event.drop for one in self.events), depth]
         stretches = zip(self.marks[::2], self.marks[1::2], strict=True)
         inside = [*(one.scored for one in self.events), 0.0]
         return [
-            (1e3 * (end - start) - inside[i]) / max(1, at[i + 1] - at[i]) for i, (start, end) in enumerate(stretches)
+            (1e3 * (end - start) - inside[i]) / (at[i + 1] - at[i]) if at[i + 1] > at[i] else None
+            for i, (start, end) in enumerate(stretches)
         ]

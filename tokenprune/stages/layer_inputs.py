@@ -61,8 +61,8 @@ def renew(
     plain = new == 1 and kwargs.get("attention_mask") is None and call.mask is None and (old is None or old.all_valid)
     if continued and not plain and kind in MASKS:
         given, mask = kwargs.get("attention_mask"), _mask(parts, call, layer, kind, hidden, new, cache, old)
-        if cut is not None and _is_matrix(given):
-            mask = _as_given(mask, given, cut, static=call.static)
+        if _is_matrix(given) and (cut is not None or (new > 1 and not call.static)):
+            mask = _as_given(mask, given, cut, new, static=call.static)
         if _is_matrix(mask):  # layers that share keys may go on with the last rows only
             mask = mask[:, :, -new:]
         kwargs = {**kwargs, "attention_mask": mask}
@@ -137,22 +137,25 @@ def _is_matrix(mask: Any) -> bool:
     return isinstance(mask, Tensor) and mask.ndim == 4
 
 
-def _as_given(mask: Any, given: Tensor, cut: Cut, *, static: bool) -> Any:
+def _as_given(mask: Any, given: Tensor, cut: Cut | None, new: int, *, static: bool) -> Any:
     """A mask with what this call's positions see of each other in the given one, which may be made by images.
 
     Args:
         mask: [B | 1, 1, L', keys] for the layer's own cache; None for plain causal attention.
         given: [B | 1, 1, L, keys of the first layer].
+        cut: of the L positions, None where all are left.
+        new: L', positions that are left.
         static: the cache was empty, and has more slots than this call fills; else the last columns are this call's.
     """
-    new = cut.index.shape[1]
     if mask is None and static:
         hidden = False if given.dtype == torch.bool else torch.finfo(given.dtype).min
         mask = given.new_full((1, 1, new, given.shape[-1]), hidden)
     if not _is_matrix(mask):
         return mask
     first = 0 if static else mask.shape[-1] - new
-    inner = cut.shorten_mask(given[..., : cut.length] if static else given[..., -cut.length :])
+    length = new if cut is None else cut.length
+    inner = given[..., :length] if static else given[..., -length:]
+    inner = inner.expand(mask.shape[0], -1, -1, -1) if cut is None else cut.shorten_mask(inner)
     mask = mask.expand(inner.shape[0], -1, -1, -1)[:, :, -inner.shape[2] :]
     return torch.cat([mask[..., :first], inner, mask[..., first + new :]], -1)
 

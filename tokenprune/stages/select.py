@@ -21,7 +21,7 @@ from .units import UnitState, grouped
 def counts(policy: ProjectorPolicy, units: list[UnitState]) -> list[int]:
     """Tokens that the policy's budget leaves of every unit; all of those of modalities that it leaves alone."""
     budget, result = policy.budget, [len(unit.slots) for unit in units]
-    for group in grouped(units, policy.kinds, budget.of):
+    for group in grouped(units, policy):
         sizes = [result[i] for i in group]
         shares = [budget.count(sizes[0])] if budget.of is None else budget.split(sizes)
         for i, k in zip(group, shares, strict=True):
@@ -66,14 +66,14 @@ def apply_policies(policies: list[ProjectorPolicy], units: list[UnitState], x: T
         InvalidFeaturesError: NaN or Inf among the visual features.
         PolicyError: an answer that is no selection.
     """
-    for number, policy in enumerate(policies):
+    for policy in policies:
         groups: dict[Any, list[UnitState]] = {}
         for i, (unit, k) in enumerate(zip(units, counts(policy, units), strict=True)):
             if k == 0:
                 unit.drop()
             elif k < len(unit.slots):
                 groups.setdefault((len(unit.slots), k, unit.grid, None if policy.exact else i), []).append(unit)
-        shown = [_tokens(policy, group, x, around, check=number == 0) for group in groups.values()]
+        shown = [_tokens(policy, group, x, around) for group in groups.values()]
         for (_, k, *_), group, tokens in zip(groups, groups.values(), _rated(policy, shown), strict=True):
             x = _apply(policy, group, tokens, k, x, around)
     return x
@@ -115,16 +115,15 @@ def _places(group: list[UnitState], x: Tensor) -> tuple[Tensor, Tensor]:
     return sample, torch.stack([unit.slots for unit in group])
 
 
-def _tokens(
-    policy: ProjectorPolicy, group: list[UnitState], x: Tensor, around: Surroundings, *, check: bool
-) -> VisualTokens:
+def _tokens(policy: ProjectorPolicy, group: list[UnitState], x: Tensor, around: Surroundings) -> VisualTokens:
     """What the policy needs of units of equal size."""
     prompt, (sample, slots) = around.prompt, _places(group, x)
     if around.deepstack is not None and around.deepstack.only:
         features = around.deepstack.first(sample, slots)
     else:
         features = x[sample, slots]
-    if check and not bool(torch.isfinite(features).all()):
+    whole = any(unit.slots is unit.full_slots for unit in group)  # else a policy before looked at them
+    if whole and not bool(torch.isfinite(features).all()):
         raise InvalidFeaturesError(
             "inputs_embeds holds NaN or Inf at visual positions: check pixel_values and the vision tower's dtype "
             "(fp16 towers overflow; bf16 or fp32 do not)."

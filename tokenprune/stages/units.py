@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter, Features, Grid
-from ..budget import Unit, Whole
+from ..budget import Unit
 from ..errors import UnsupportedPolicyError
+from ..policies.base import Policy
 from ..report import UnitReport
 from .visual import Item
 
@@ -23,7 +24,7 @@ class UnitState:
 
     Attributes:
         sample, unit, kind: as in `UnitReport`.
-        modality: "image" or "video", of the first of its tokens where it has both.
+        modalities: "image", "video" or both, of its tokens.
         image: number of the image or video it was cut from.
         key: see `VisualTokens.keys`.
         slots: [n] long on the device, positions in the segment of the tokens still there, ascending.
@@ -38,7 +39,7 @@ class UnitState:
     sample: int
     unit: int
     kind: str
-    modality: str
+    modalities: frozenset[str]
     image: int
     key: int
     slots: Tensor
@@ -88,16 +89,23 @@ class UnitState:
         )
 
 
-def grouped(units: list[UnitState], kinds: frozenset[str], of: Whole | None) -> list[list[int]]:
-    """Numbers of the units of these modalities that share a budget: each its own, or one "of" an image or a prompt."""
+def grouped(units: list[UnitState], policy: Policy) -> list[list[int]]:
+    """Numbers of the units a policy is asked about that share a budget: each its own, or one `of` an image or a prompt.
+
+    Raises:
+        UnsupportedPolicyError: a unit is partly of a modality that the policy leaves alone.
+    """
     groups: dict[Any, list[int]] = {}
     for i, unit in enumerate(units):
-        if unit.modality not in kinds:
+        if not unit.modalities & policy.kinds:
             continue
-        if of is None:
-            groups[i] = [i]
-            continue
-        groups.setdefault(unit.sample if of == "prompt" else (unit.sample, unit.image), []).append(i)
+        if not unit.modalities <= policy.kinds:
+            raise UnsupportedPolicyError(
+                f"per={policy.per!r} makes one unit of images and videos, and policy {policy.name!r} is about "
+                f"{' and '.join(sorted(policy.kinds))}s only: use per='image', with of='prompt' for one budget."
+            )
+        shared = {None: i, "prompt": unit.sample, "image": (unit.sample, unit.image)}[policy.of]
+        groups.setdefault(shared, []).append(i)
     return list(groups.values())
 
 
@@ -150,7 +158,7 @@ def make_units(
                 sample=sample,
                 unit=number,
                 kind=per if cut or per == "prompt" else first.modality,
-                modality=first.modality,
+                modalities=frozenset(piece.item.modality for piece in group),
                 image=first.image,
                 key=group[0].key + (number if cut else 0),
                 slots=slots[order].to(device),

@@ -217,7 +217,13 @@ def as_videos(items: list[Item]) -> list[Item]:
     """
     first: dict[int, Item] = {}
     seen: set[int] = set()
+    videos = {item.sample for item in items if item.modality == "video"}
     for item in items:
+        if item.modality == "image" and item.sample in videos:
+            raise InputError(
+                f"images_are_frames=True, and sample {item.sample} has a video beside its images: give either frames or "
+                "a video."
+            )
         if item.modality != "image":
             continue
         grids = item.layout.grids

@@ -19,7 +19,7 @@ from .units import UnitState, grouped
 def counts(policy: LayerPolicy, event: Event, units: list[UnitState], left: list[int]) -> list[int]:
     """Tokens that an event leaves of every unit, of which `left` are there; its shares are of units as they came."""
     asked = [len(unit.source) for unit in units]
-    for group in grouped(units, policy.kinds, policy.of):
+    for group in grouped(units, policy):
         sizes = [asked[i] for i in group]
         most = policy.count(event, sum(sizes))
         if policy.of is None or most == 0:
@@ -52,7 +52,7 @@ def choose(
     for i, (unit, k) in enumerate(zip(call.units, asked, strict=True)):
         if k == 0:
             unit.drop()
-        elif k < len(unit.slots) or (policy.everywhere and unit.modality in policy.kinds):
+        elif k < len(unit.slots) or (policy.everywhere and unit.modalities & policy.kinds):
             alone = None if policy.exact else i
             key: Any = (len(unit.slots), k, len(unit.source), unit.full_grid, alone)
             groups.setdefault(key, []).append((unit, call.history.entered(i, drop)))
