@@ -221,8 +221,8 @@ def as_videos(items: list[Item]) -> list[Item]:
     for item in items:
         if item.modality == "image" and item.sample in videos:
             raise InputError(
-                f"images_are_frames=True, and sample {item.sample} has a video beside its images: give either frames or "
-                "a video."
+                f"images_are_frames=True, and sample {item.sample} has a video beside its images: give frames or a "
+                "video."
             )
         if item.modality != "image":
             continue
