@@ -14,6 +14,8 @@ from .merge import remaining, sizes_by_source
 
 # Distances held at once (16 MiB of float32).
 DISTANCES = 2**22
+# Tokens up to which all pairs are worked out at once, which needs their places, too.
+PAIRS = 512
 
 
 def density_scores(x: Tensor, neighbours: int, noise: Tensor | None = None) -> Tensor:
@@ -113,7 +115,7 @@ def _scores(x: Tensor, neighbours: int, noise: Tensor | None) -> tuple[Tensor, l
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Euclidean distances [G, rows, M] of rows of x to all of y; exact: those by matrix products lose twins."""
-    if y is x and x.shape[0] * x.shape[1] ** 2 <= DISTANCES:
+    if y is x and x.shape[1] <= PAIRS and x.shape[0] * x.shape[1] ** 2 <= DISTANCES:
         yield slice(None), torch.stack([_all_pairs(one) for one in x])
         return
     block = max(1, DISTANCES // (x.shape[0] * y.shape[1]))
