@@ -1,6 +1,7 @@
 """What holds for every policy inside the language model."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -314,7 +315,7 @@ def test_a_schedule_ends_at_the_budget_and_never_grows(name):
 def test_a_mean_share_is_met_or_just_less(name, share):
     share = max(share, 0.01 + mean_share(LAYER_POLICIES[name](keep=1), 32, 576))  # what late layers leave
     policy = at_mean(LAYER_POLICIES[name](), share, depth=32, total=576)
-    more = type(policy)(**(vars(policy) | {"keep": policy.keep + 1}))
+    more = replace(policy, keep=policy.keep + 1)
     assert mean_share(policy, 32, 576) <= share < mean_share(more, 32, 576)
 
 

@@ -77,7 +77,7 @@ class Debiased(LayerPolicy):
             raise InvalidArgumentError(f"inner={inner!r} is no policy at stage 'layer': give FastV(keep=...), say.")
         given = {name: value for name in _BUDGET if (value := getattr(self, name)) is not None}
         self.inner = replace(inner, **given)
-        vars(self).update({name: getattr(self.inner, name) for name in _BUDGET})
+        vars(self).update({name: getattr(self.inner, name) for name in (*_BUDGET, "kinds")})
         check_padding(self.padding, self.threshold)
         if self.trend is None and self.padding is None:
             raise InvalidArgumentError("trend=None and padding=None correct nothing: give one of them.")
@@ -86,7 +86,6 @@ class Debiased(LayerPolicy):
 
     budgeted = property(lambda self: self.inner.budgeted)
     positions = property(lambda self: self.inner.positions)
-    kinds = property(lambda self: self.inner.kinds)
     everywhere = property(lambda self: self.inner.everywhere)
     exact = property(lambda self: self.inner.exact)
 
