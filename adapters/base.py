@@ -59,6 +59,7 @@ class Features:
         packed: per image [n] float64, where the model packs tiles itself: which row of the projector's output each row
             came from, -1 for newlines, fractions where it interpolates.
         tile: rows of one tile before packing.
+        runs: calls of a tower that tokens left.
     """
 
     modality: Literal["image", "video"]
@@ -69,6 +70,7 @@ class Features:
     prefix: int = 0
     packed: list[Tensor] = field(default_factory=list)
     tile: int = 0
+    runs: list[Any] = field(default_factory=list)
 
     @property
     def pixels(self) -> Any:

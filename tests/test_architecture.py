@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # folder in the checkout -> package once installed
 PACKAGES = {"tokenprune": "tokenprune", "adapters": "tokenprune.adapters", "eval": "tokenprune.eval", "demos": "demos"}
-LEAVES = ["errors", "budget", "projection", "tokens", "layers", "registry", "report"]
+LEAVES = ["errors", "budget", "projection", "tokens", "layers", "blocks", "registry", "report"]
 INPUT = ["readers", "video"]
 LIBRARY = [*LEAVES, *INPUT, "ops", "policies", "adapters", "stages", "wrap", ""]
 # part of the library ("" is its __init__) -> parts it may import

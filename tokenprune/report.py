@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -94,6 +95,45 @@ class EventReport:
 
 
 @dataclass(frozen=True)
+class TowerReport:
+    """One image (tile, frame, or clip that is seen at once) inside the vision tower.
+
+    Attributes:
+        total, kept: patches at its input, and behind the last block that is read.
+        grid: (frames, rows, columns) of the patches, where known.
+        indices: [kept] long on the CPU, places of the patches left, ascending.
+        source: [total] long on the CPU, for every patch the place in `indices` of the one that carries it, or -1.
+        blocks: per block, tokens that its attention reads and that its MLP reads, class tokens included.
+        weights: per block, numbers in the matrices of its attention and of its MLP, and its width.
+        tokens: at its input, class tokens included.
+    """
+
+    total: int
+    kept: int
+    grid: tuple[int, int, int] | None
+    indices: Tensor = field(repr=False)
+    source: Tensor = field(repr=False)
+    blocks: list[tuple[int, int]] = field(repr=False)
+    weights: list[tuple[int, int, int]] = field(repr=False)
+    tokens: int
+
+    def flops(self) -> tuple[int, int]:
+        """Estimated FLOPs of the blocks, dense and as they were: 2 (n a + 2 n^2 d + n' m) for each.
+
+        n tokens are read by its attention with matrices of a numbers and width d, n' by its MLP with m numbers. Where
+        attention is in windows, this is too much.
+        """
+        dense = [(self.tokens, self.tokens)] * len(self.blocks)
+        return tuple(
+            sum(
+                2 * (n * a + 2 * n * n * d + after * m)
+                for (n, after), (a, m, d) in zip(blocks, self.weights, strict=True)
+            )
+            for blocks in (dense, self.blocks)
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """What the last forward that saw visual tokens did; `str(report)` is a table.
 
@@ -103,6 +143,7 @@ class Report:
         units: one entry per unit; empty if no forward saw visual tokens yet.
         lengths: per sample (dense, pruned) length of the sequence as the language model's first layer reads it, padding
             left out.
+        towers: what happened inside the vision tower, one entry per image (tile, frame, clip) that it was given.
         events: what happened inside the language model, in order.
         selection_ms: time the selection in front of the language model took, if `wrap(..., timing=True)` and any was
             made there; None otherwise.
@@ -114,6 +155,7 @@ class Report:
     positions: str
     units: list[UnitReport] = field(default_factory=list)
     lengths: list[tuple[int, int]] = field(default_factory=list)
+    towers: list[TowerReport] = field(default_factory=list)
     events: list[EventReport] = field(default_factory=list)
     selection_ms: float | None = None
     shape: DecoderShape | None = None
@@ -129,16 +171,23 @@ class Report:
         return sum(unit.total for unit in self.units)
 
     def cost(self) -> dict[str, int] | None:
-        """Estimated prefill FLOPs and KV-cache bytes over all samples, dense and pruned; None without `shape`."""
+        """Estimated FLOPs of the tower, where tokens left it, prefill FLOPs and KV-cache bytes, dense and pruned.
+
+        Over all samples; None where neither the tower was shortened nor `shape` is known.
+        """
+        cost = {}
+        if self.towers:
+            flops = [tower.flops() for tower in self.towers]
+            cost = {"tower_flops_dense": sum(d for d, _ in flops), "tower_flops_pruned": sum(p for _, p in flops)}
         if self.shape is None:
-            return None
+            return cost or None
         samples = range(len(self.lengths))
         dense = [[(before, self.shape.layers)] for before, _ in self.lengths]
         stretches = {
             "prefill_flops": (self.shape.flops, dense, [self._stretches(i) for i in samples]),
             "kv_bytes": (self.shape.kv_bytes, dense, [self._stretches(i, cached=True) for i in samples]),
         }
-        return {
+        return cost | {
             f"{what}_{how}": sum(of(n, layers) for sample in found for n, layers in sample)
             for what, (of, *both) in stretches.items()
             for how, found in zip(("dense", "pruned"), both, strict=True)
@@ -173,6 +222,16 @@ class Report:
                 for unit in self.units
             ],
             "lengths": self.lengths,
+            "towers": [
+                {
+                    "total": tower.total,
+                    "kept": tower.kept,
+                    "grid": tower.grid,
+                    "indices": tower.indices.tolist(),
+                    "blocks": tower.blocks,
+                }
+                for tower in self.towers
+            ],
             "events": [asdict(event) for event in self.events],
             "selection_ms": self.selection_ms,
             "cost": self.cost(),
@@ -189,9 +248,15 @@ class Report:
             lines.append(
                 f"  sample {unit.sample}  {unit.kind} {unit.unit}  kept {unit.kept}/{unit.total} ({share:.1f} %){grid}"
             )
+        lines += _tower_lines(self.towers)
         lines += [f"  sample {i}  sequence {dense} -> {pruned}" for i, (dense, pruned) in enumerate(self.lengths)]
         lines += [_event_line(event, self.total) for event in self.events]
-        if (cost := self.cost()) is not None:
+        cost = self.cost() or {}
+        if "tower_flops_dense" in cost:
+            lines.append(
+                f"  estimated tower {_si(cost['tower_flops_dense'])}FLOP -> {_si(cost['tower_flops_pruned'])}FLOP"
+            )
+        if "kv_bytes_dense" in cost:
             lines.append(
                 f"  estimated prefill {_si(cost['prefill_flops_dense'])}FLOP -> "
                 f"{_si(cost['prefill_flops_pruned'])}FLOP, KV cache {_si(cost['kv_bytes_dense'])}B -> "
@@ -200,6 +265,30 @@ class Report:
         if self.selection_ms is not None:
             lines.append(f"  selection {self.selection_ms:.2f} ms")
         return "\n".join(lines)
+
+
+def _tower_lines(towers: list[TowerReport]) -> list[str]:
+    """One line for all images that were shortened alike."""
+    alike = Counter((tower.total, tower.kept, tuple(tower.blocks)) for tower in towers)
+    lines = []
+    for (total, kept, blocks), count in alike.items():
+        steps = [blocks[0][0], *(after for _, after in blocks)]
+        places = [str(i) for i, (before, after) in enumerate(pairwise(steps)) if after < before]
+        at = "" if not places else f" in block{'s' if len(places) > 1 else ''} {_ranges(places)}"
+        images = f"{count} image{'s' if count > 1 else ''}"
+        lines.append(f"  tower  {images}  {kept}/{total} patches left ({100 * kept / total:.1f} %){at}")
+    return lines
+
+
+def _ranges(places: list[str]) -> str:
+    """1, 2, 3, 5 -> 1 to 3, 5"""
+    runs: list[list[int]] = []
+    for place in map(int, places):
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _event_line(event: EventReport, total: int) -> str:

@@ -18,7 +18,9 @@ class Tap:
 
     Attributes:
         what: "attention": the attention probability that a patch gets, c = 1; "keys": its key, after any rotary
-            embedding; "class_token": the tower's output at the class token, the same for all patches of an image.
+            embedding; "class_token": the tower's output at the class token, the same for all patches of an image;
+            "carrier": where a policy shortens the tower, c = 2, a number for the patch and that of the one that carries
+            it, -1 for none, for the runtime's own use.
         queries: of attention: "cls" (the row of the class token), "all" (mean over all rows) or "auto" ("cls" where the
             tower has a class token, else "all").
         heads: "mean" over heads, or "joined": the heads side by side, for attention as one wide head with the scale
@@ -27,7 +29,7 @@ class Tap:
             None the layer whose output the projector reads.
     """
 
-    what: Literal["attention", "keys", "class_token"]
+    what: Literal["attention", "keys", "class_token", "carrier"]
     queries: Literal["auto", "cls", "all"] = "auto"
     heads: Literal["mean", "joined"] = "mean"
     layer: int | float | None = None

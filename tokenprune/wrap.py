@@ -8,18 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from .adapters import lookup, supported
 from .budget import Unit, Whole
 from .errors import AlreadyWrappedError, InvalidArgumentError, UnsupportedPolicyError, nearest
 from .policies import Policy, ProjectorPolicy
 from .policies.layer import LayerPolicy
+from .policies.vision import VisionPolicy
 from .registry import get_policy
 from .report import Report
 from .stages.hook import Hook
-from .stages.parts import Parts, find_parts
+from .stages.outcome import Options
+from .stages.parts import Parts, find_parts, unwrapped
+from .stages.plain import PlainParts, PlainStages, find_plain
 from .stages.positions import NO_COMPACT
-from .stages.runtime import Options, Stages
+from .stages.runtime import Stages
 from .tokens import looks_inside
 
 POSITIONS = ("original", "compact")
@@ -37,7 +41,7 @@ class Handle:
             padding; None where not known.
     """
 
-    def __init__(self, stage: Stages):
+    def __init__(self, stage: Stages | PlainStages):
         self._stage = stage
 
     @property
@@ -50,19 +54,26 @@ class Handle:
 
     @property
     def instruction(self) -> str | list[str] | None:
-        return self._stage.prompts.instruction
+        return self._with_prompts("instruction").prompts.instruction
 
     @instruction.setter
     def instruction(self, value: str | list[str] | None) -> None:
-        self._stage.prompts.instruction = value
+        self._with_prompts("instruction").prompts.instruction = value
 
     @property
     def image_sizes(self) -> list[tuple[int, int]] | None:
-        return self._stage.image_sizes
+        return self._with_prompts("image_sizes").image_sizes
 
     @image_sizes.setter
     def image_sizes(self, value: list[tuple[int, int]] | None) -> None:
-        self._stage.image_sizes = value
+        self._with_prompts("image_sizes").image_sizes = value
+
+    def _with_prompts(self, name: str) -> Stages:
+        if isinstance(self._stage, PlainStages):
+            raise InvalidArgumentError(
+                f"{name} is about prompts, and a vision transformer by itself has none: drop it."
+            )
+        return self._stage
 
     @property
     def policies(self) -> list[Policy]:
@@ -101,15 +112,17 @@ def wrap(
     logits: str = "kept",
     drop_empty_rows: bool = False,
     images_are_frames: bool = False,
+    restore: bool | None = None,
     tokenizer: Any = None,
     timing: bool = False,
 ) -> Handle:
     """Prune the visual tokens of every later forward and `generate` of a loaded model, in place.
 
     Args:
-        model: a loaded transformers vision-language model. Its attention implementation stays as it is.
+        model: a loaded transformers vision-language model, or a vision transformer (of transformers or timm) for
+            policies of stage "vision". Its attention implementation stays as it is.
         policy: a registered name (`tokenprune.list_policies()`), a policy, or a list of them, applied in order;
-            those in front of the language model before those inside of it.
+            one inside the vision tower before those in front of the language model, these before those inside of it.
         keep: budget of the policies that have none of their own: an int (tokens) or a float in (0, 1] (share).
         per: unit the budget is counted over: "image" (the default), "crop", "frame" or "prompt". All policies share it.
         of: "image" or "prompt" where `keep` is meant of a whole image (video) or prompt and is split over its units
@@ -122,6 +135,9 @@ def wrap(
         drop_empty_rows: newline and row-break tokens leave with the last token of their line; by default they stay.
         images_are_frames: the images of each prompt, of one size, are the frames of one video, as the processors of
             InternVL and SmolVLM write videos.
+        restore: what a language model reads of a tower whose tokens a policy merged. True: as many tokens as ever, a
+            copy for each of those merged. False: the tokens left, at the positions where they stood; only where the
+            projector makes one token of one patch. None: False where that can be, else True.
         tokenizer: the model's tokenizer, for policies that need the instruction as text.
         timing: measure the selection (synchronises the device), for `report()`.
 
@@ -142,31 +158,49 @@ def wrap(
     for name, value, allowed in (("positions", positions, POSITIONS), ("logits", logits, LOGITS)):
         if value not in allowed and not (name == "positions" and value is None):
             raise InvalidArgumentError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}.")
-    parts = find_parts(model, lookup, supported())
-    _check_free(parts)
-    _check_needs(policies, parts, positions)
-    options = Options(
-        positions=positions,
-        logits=logits,
-        drop_empty_rows=drop_empty_rows,
-        images_are_frames=images_are_frames,
-        tokenizer=tokenizer,
-        timing=timing,
-    )
-    stage = Stages(
-        parts=parts,
-        policies=[one for one in policies if isinstance(one, ProjectorPolicy)],
-        layer_policies=[one for one in policies if isinstance(one, LayerPolicy)],
-        options=options,
-    )
+    inner = unwrapped(model)
+    known = lookup(getattr(getattr(inner, "config", None), "model_type", None)) is not None
+    if not known and (plain := find_plain(inner)) is not None:
+        stage: Stages | PlainStages = _plain_stages(plain, policies)
+    else:
+        parts = find_parts(model, lookup, supported())
+        _check_free(type(parts.model).__name__, parts.outer, (parts.model, parts.outer, parts.decoder))
+        _check_needs(policies, parts, positions)
+        options = Options(
+            positions=positions,
+            logits=logits,
+            drop_empty_rows=drop_empty_rows,
+            images_are_frames=images_are_frames,
+            restore=restore,
+            tokenizer=tokenizer,
+            timing=timing,
+        )
+        stage = Stages(
+            parts=parts,
+            vision_policies=[one for one in policies if isinstance(one, VisionPolicy)],
+            policies=[one for one in policies if isinstance(one, ProjectorPolicy)],
+            layer_policies=[one for one in policies if isinstance(one, LayerPolicy)],
+            options=options,
+        )
     stage.install()
     _forget_compiled_code()
     return Handle(stage)
 
 
-def _policies(
-    policy: Any, keep: int | float | None, per: Unit | None, of: Whole | None
-) -> list[ProjectorPolicy | LayerPolicy]:
+def _plain_stages(parts: PlainParts, policies: list[Policy]) -> PlainStages:
+    """Of a vision transformer without a language model."""
+    kind = type(parts.model).__name__
+    _check_free(kind, parts.tower, parts.entered)
+    for one in policies:
+        if not isinstance(one, VisionPolicy):
+            raise UnsupportedPolicyError(
+                f"policy={one.name!r} works at stage {one.stage!r}, and {kind} has no language model: give one of "
+                "stage 'vision' (tome, evit, sta, random-blocks)."
+            )
+    return PlainStages(parts, policies[0])
+
+
+def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole | None) -> list[Policy]:
     """Policies with their budgets filled in; the caller's objects are left alone."""
     several = [policy] if isinstance(policy, (str, Policy)) else policy
     if not isinstance(several, Sequence) or not several:
@@ -179,7 +213,7 @@ def _policies(
             one = get_policy(one)()
         if isinstance(one, type) or not isinstance(one, Policy):
             raise InvalidArgumentError(f"policy={one!r} is no policy: give a registered name or a policy object.")
-        if not isinstance(one, (ProjectorPolicy, LayerPolicy)):
+        if not isinstance(one, (VisionPolicy, ProjectorPolicy, LayerPolicy)):
             raise InvalidArgumentError(
                 f"policy={one.name!r} works at stage {one.stage!r}, where wrap has no part: see `tokenprune show "
                 f"{one.name}` for how to use it."
@@ -195,9 +229,16 @@ def _policies(
                 f"keep=None leaves {one.name!r} without a budget: give wrap(..., keep=...), an int (tokens) or a float "
                 "in (0, 1] (share)."
             )
-        changes = {name: value for name, value in (("per", per), ("of", of)) if value is not None}
-        made.append(replace(one, **changes))
-    units = {one.per for one in made}
+        if not isinstance(one, VisionPolicy):  # which sees one picture at a time
+            changes = {name: value for name, value in (("per", per), ("of", of)) if value is not None}
+            one = replace(one, **changes)
+        made.append(one)
+    if len(inside := [one for one in made if isinstance(one, VisionPolicy)]) > 1:
+        raise InvalidArgumentError(
+            f"policy has {' and '.join(repr(one.name) for one in inside)} inside the vision tower, where one can work: "
+            "drop the others."
+        )
+    units = {one.per for one in made if not isinstance(one, VisionPolicy)}
     if len(units) > 1:
         raise InvalidArgumentError(
             f"per={' and '.join(map(repr, sorted(units)))} differ between policies of one call: give them the same."
@@ -205,24 +246,29 @@ def _policies(
     return made
 
 
-def _check_free(parts: Parts) -> None:
-    """No second wrap, and no wrap from inside a forward."""
-    kind = type(parts.model).__name__
-    for hook in parts.outer._forward_pre_hooks.values():
+def _check_free(kind: str, hooked: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """No second wrap, and no wrap from inside a forward.
+
+    Args:
+        kind: name of the model's class.
+        hooked: module that has a hook of ours if the model is wrapped.
+        modules: whose call is a forward.
+    """
+    for hook in hooked._forward_pre_hooks.values():
         if isinstance(hook, Hook):
             raise AlreadyWrappedError(
                 f"model={kind} is wrapped already: compose policies in one call, wrap(model, [a, b]), or remove the "
                 "first handle."
             )
-    modules = {id(parts.model), id(parts.outer), id(parts.decoder)}
+    called = {id(module) for module in modules}
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in modules:
+        if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in called:
             raise AlreadyWrappedError(f"model={kind} is inside a forward: wrap it before or after.")
         frame = frame.f_back
 
 
-def _check_needs(policies: list[ProjectorPolicy | LayerPolicy], parts: Parts, positions: str | None) -> None:
+def _check_needs(policies: list[Policy], parts: Parts, positions: str | None) -> None:
     """What can be known before the first forward."""
     for one in policies:
         if looks_inside(one.needs) and parts.adapter.patches is None:

@@ -10,6 +10,7 @@ from . import (
     pivots_and_coverage,
     video_merging,
     video_pruning,
+    vision_transformers,
 )
 
 FAMILIES = {
@@ -22,4 +23,5 @@ FAMILIES = {
     **pivots_and_coverage.FAMILIES,
     **video_merging.FAMILIES,
     **video_pruning.FAMILIES,
+    **vision_transformers.FAMILIES,
 }

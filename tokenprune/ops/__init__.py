@@ -1,6 +1,7 @@
 """Pure tensor functions: no model, no state. Batched over G units, in float32."""
 
 from .attention import attention_probabilities, attention_rows, join_heads, received_attention
+from .bipartite import bipartite_match
 from .chains import chain_map, chain_similarity
 from .coverage import greedy_coverage
 from .density import centre_weights, density_peaks, density_scores, nearest_centre, recycled_map
@@ -36,6 +37,7 @@ from .temporal import (
     tokens_by_segment,
     weakest_step,
 )
+from .transition import carried_on
 from .variance import runs, similarity_variance
 from .words import block_rank, pack, word_relevance
 
@@ -48,7 +50,9 @@ __all__ = [
     "best_of_each",
     "best_share",
     "best_windows",
+    "bipartite_match",
     "block_rank",
+    "carried_on",
     "centre_weights",
     "chain_map",
     "chain_similarity",

@@ -10,6 +10,7 @@ from .debias import DebiasedScore, debiased
 from .debiasing import Debiased
 from .divprune import DivPrune
 from .dycoke import DyCoke
+from .evit import EViT
 from .evs import EVS
 from .fastervlm import FasterVLM
 from .fastv import FastV
@@ -29,16 +30,20 @@ from .prunevid import PruneVid
 from .prunevid_inside import PruneVidInside
 from .pyramiddrop import PyramidDrop
 from .quality import FeatureNorm, LocalVariance, VisionAttention
+from .random_blocks import RandomBlocks
 from .relevance import ClipRelevance, TextRelevance
 from .resize import Resize
 from .schedule import ScheduledPolicy
 from .sensitivity import Sensitivity
 from .sparsevlm import SparseVLM
+from .sta import STA
+from .tome import ToMe
 from .trend import Trend
 from .trim import TRIM
 from .uniform_frames import UniformFrames
 from .vidcom2 import VidCom2
 from .video import VideoPolicy
+from .vision import VisionPolicy
 from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .zooprune import ZooPrune
@@ -46,6 +51,7 @@ from .zooprune import ZooPrune
 __all__ = [
     "DART",
     "EVS",
+    "STA",
     "TRIM",
     "AdaptInfer",
     "CDPruner",
@@ -55,6 +61,7 @@ __all__ = [
     "DebiasedScore",
     "DivPrune",
     "DyCoke",
+    "EViT",
     "FastV",
     "FastVID",
     "FasterVLM",
@@ -81,12 +88,14 @@ __all__ = [
     "PruneVidInside",
     "PyramidDrop",
     "Random",
+    "RandomBlocks",
     "RandomLayers",
     "Resize",
     "ScheduledPolicy",
     "Sensitivity",
     "SparseVLM",
     "TextRelevance",
+    "ToMe",
     "Trend",
     "Uniform",
     "UniformFrames",
@@ -94,6 +103,7 @@ __all__ = [
     "VideoPolicy",
     "VisPruner",
     "VisionAttention",
+    "VisionPolicy",
     "VisionZip",
     "ZooPrune",
     "at_mean",

@@ -66,8 +66,8 @@ class FeatureWatch:
         self.parts, self._needs, self._seen = parts, needs, seen
         self._local = threading.local()
         self._hook: Any = None
-        taps = sorted((need for need in needs() if isinstance(need, Tap)), key=repr)
-        self._taps = TowerTaps(parts, taps, lambda: self._current if prunes() else None)
+        taps = sorted((need for need in needs() if isinstance(need, Tap) and need.what != "carrier"), key=repr)
+        self.taps = TowerTaps(parts, taps, lambda: self.current if prunes() else None)
 
     def install(self) -> None:
         outer = self.parts.outer
@@ -78,10 +78,10 @@ class FeatureWatch:
         if self.parts.adapter.merger is not None:
             merger = self.parts.module(self.parts.adapter.merger)
             self._hook = merger.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
-        self._taps.install()
+        self.taps.install()
 
     def remove(self) -> None:
-        self._taps.remove()
+        self.taps.remove()
         for name in (*ENCODERS, PACK):
             if isinstance(vars(self.parts.outer).get(name), _Watched):
                 delattr(self.parts.outer, name)
@@ -90,11 +90,11 @@ class FeatureWatch:
             self._hook = None
 
     @property
-    def _current(self) -> Features | None:
+    def current(self) -> Features | None:
         return getattr(self._local, "features", None)
 
     def _encode(self, modality: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._current is not None:  # videos of some families are encoded by the method for images
+        if self.current is not None:  # videos of some families are encoded by the method for images
             return method(*args, **kwargs)
         bound = dict(inspect.signature(method).bind_partial(*args, **kwargs).arguments)
         known = {name: _light(value) for name, value in {**bound, **kwargs}.items()}
@@ -111,7 +111,7 @@ class FeatureWatch:
 
     def _pack(self, method: Callable[..., Any], image_features: Any, *args: Any, **kwargs: Any) -> Any:
         """Push numbers through the model's own packing: what comes out tells where each row came from."""
-        features = self._current
+        features = self.current
         if features is not None and not features.packed:
             newline = kwargs.get("image_newline")
             numbers = {**kwargs, "image_newline": None if newline is None else newline.new_full((1,), -1.0).double()}
@@ -126,8 +126,8 @@ class FeatureWatch:
         return method(image_features, *args, **kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._current is not None and looks_inside(self._needs()):
-            self._current.entered.append((args[0] if args else next(iter(kwargs.values()))).detach())
+        if self.current is not None and looks_inside(self._needs()):
+            self.current.entered.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
 
 def known_features(given: dict[str, Any]) -> dict[str, Features]:

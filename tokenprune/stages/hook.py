@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 
 class Hook:
@@ -25,3 +28,16 @@ def nothing(*args: Any) -> None:
 
 def _copied() -> Callable[..., None]:
     return nothing
+
+
+def by_name(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a forward by name."""
+    if not args:
+        return dict(kwargs)
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def first_name(module: nn.Module) -> str:
+    """Name of the first argument of a forward."""
+    return list(inspect.signature(type(module).forward).parameters)[1]

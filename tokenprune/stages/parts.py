@@ -84,7 +84,7 @@ def find_parts(model: Any, lookup, supported: list[str]) -> Parts:
         UnsupportedModelError: no transformers model, text-only, on the meta device, compiled, inside of a parallel
             one, or of a family without an adapter.
     """
-    given, model = model, _unwrapped(model)
+    given, model = model, unwrapped(model)
     kind, families = type(model).__name__, ", ".join(supported)
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError(
@@ -146,7 +146,7 @@ def _has_adapter(module: nn.Module, lookup) -> bool:
     return hasattr(module, "get_decoder") and lookup(getattr(config, "model_type", None)) is not None
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The transformers model inside of a PEFT model, or of what PEFT keeps it in."""
     inner = getattr(model, "get_base_model", None)
     if callable(inner):

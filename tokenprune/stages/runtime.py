@@ -1,4 +1,4 @@
-"""The hooks of a wrapped model, and stage `projector`: tokens leave after the projector, before the language model.
+"""The hooks of a wrapped vision-language model, and stage `projector`: tokens leave in front of the language model.
 
 Hooks, none of which knows the family:
 
@@ -8,16 +8,15 @@ Hooks, none of which knows the family:
 - after the decoder and the outer module: remember the cut with a cache the decoder made; restore the length where it
   is asked for; prove that tokens went.
 
-`FeatureWatch` notes what the tower made; `LayerStage` has the hooks inside the decoder.
+`FeatureWatch` notes what the tower made; `TowerStage` has the hooks inside the tower, `LayerStage` those inside the
+decoder.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 import warnings
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,65 +25,29 @@ from torch import Tensor, nn
 
 from ..adapters import Features
 from ..errors import InputError, InvalidArgumentError, NotEngagedError, UnsupportedModelError
-from ..policies import ProjectorPolicy
+from ..policies import Policy, ProjectorPolicy
 from ..policies.base import Need
 from ..policies.layer import LayerPolicy
-from ..report import Report
+from ..policies.vision import VisionPolicy
+from ..report import Report, TowerReport
 from .cache import Life, physical_length, state_of
 from .continued import continue_cache, remember
 from .decoder import LayerStage
 from .deepstack import DeepStack
 from .features import FeatureWatch, known_features
 from .gather import Cut, shorten_inputs
-from .happened import History
-from .hook import Hook
+from .hook import Hook, by_name
+from .outcome import Options, Outcome
 from .parts import Parts
 from .positions import NO_COMPACT, compact, one_sequence
 from .projection import Projector
 from .prompt import PromptReader
 from .select import Surroundings, apply_policies, budgets_remove
 from .separators import drop_empty
+from .tower_run import Run
+from .tower_stage import CARRIER, TowerStage, runs_of
 from .units import UnitState, make_units
 from .visual import Call, as_videos, find_items, has_placeholder, keys_of, modalities, placeholder_masks
-
-
-@dataclass
-class Outcome:
-    """What `report` is made from: nothing that would keep a cache or pixels alive.
-
-    Attributes:
-        units: after the policies.
-        lengths: [B, 2], tokens before and after, padding left out.
-        elapsed: milliseconds of the selection in front of the decoder, None if not asked for.
-        history: what happened inside the decoder.
-    """
-
-    units: list[UnitState]
-    lengths: Tensor
-    elapsed: float | None
-    history: History = field(default_factory=History)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a model is pruned, whatever the policy.
-
-    Attributes:
-        positions: "original" (kept tokens keep their ids), "compact" (renumbered without gaps), or None for what each
-            policy does by itself.
-        logits: "kept" (one row per token left) or "full" (the prompt's length).
-        drop_empty_rows: newline and row-break tokens of lines without any kept token leave too.
-        images_are_frames: the images of a prompt are the frames of one video.
-        tokenizer: turns the prompt into the instruction's text, for policies that need it.
-        timing: synchronise the device around the selection and report its time.
-    """
-
-    positions: str | None = None
-    logits: str = "kept"
-    drop_empty_rows: bool = False
-    images_are_frames: bool = False
-    tokenizer: Any = None
-    timing: bool = False
 
 
 class Stages:
@@ -92,13 +55,20 @@ class Stages:
 
     Args:
         parts: of the model.
+        vision_policies: of the stage inside the tower, at most one.
         policies: of the stage in front of the decoder, applied in order.
         layer_policies: of the stage inside.
         options: how.
     """
 
     def __init__(
-        self, *, parts: Parts, policies: list[ProjectorPolicy], layer_policies: list[LayerPolicy], options: Options
+        self,
+        *,
+        parts: Parts,
+        vision_policies: list[VisionPolicy],
+        policies: list[ProjectorPolicy],
+        layer_policies: list[LayerPolicy],
+        options: Options,
     ):
         self.parts, self.policies, self.options = parts, policies, options
         self.layers = LayerStage(parts=parts, policies=layer_policies, positions=options.positions, clock=self._clock)
@@ -107,12 +77,15 @@ class Stages:
         self.projector = Projector(parts)
         self.enabled = True
         self.life = Life()
+        self.tower: TowerStage | None = None
         self.watch = FeatureWatch(
             parts,
             needs=lambda: self.needs,
             prunes=lambda: self.enabled and not self.keeps_all,
             seen=self.after_features,
         )
+        if vision_policies:
+            self.tower = TowerStage(parts, vision_policies[0], self.watch, active=lambda: self.enabled)
         self._last: Outcome | None = None
         self._local = threading.local()  # what one forward knows; forwards may run in several threads
         self._hooks: list[Any] = []
@@ -130,6 +103,8 @@ class Stages:
             add(parts.decoder.register_forward_pre_hook(Hook(self.before_decoder), with_kwargs=True))
             add(parts.decoder.register_forward_hook(Hook(self.after_decoder)))
             self.watch.install()
+            if self.tower is not None:
+                self.tower.install()
             self.layers.install()
         except BaseException:
             self.remove()
@@ -137,6 +112,8 @@ class Stages:
 
     def remove(self) -> None:
         self.life.alive = False
+        if self.tower is not None:
+            self.tower.remove()
         self.watch.remove()
         self.layers.remove()
         while self._hooks:
@@ -149,6 +126,7 @@ class Stages:
             known = {
                 "units": [unit.report() for unit in self._last.units],
                 "lengths": [(int(before), int(after)) for before, after in self._last.lengths],
+                "towers": self._towers(self._last.towers),
                 "events": self.layers.reports(self._last.history),
                 "selection_ms": self._last.elapsed,
                 "shape": self.parts.decoder_shape(),
@@ -156,8 +134,11 @@ class Stages:
         text = " + ".join(f"{policy!r}" for policy in self.every_policy)
         return Report(policy=text, stage=self.name, positions=self._positions(), **known)
 
+    def _towers(self, runs: list[Run]) -> list[TowerReport]:
+        return [report for run in runs for report in self.tower.reports(run)]
+
     def _positions(self) -> str:
-        compact = {self.compact} if self.policies else set()
+        compact = {self.compact} if self.policies or self.tower is not None else set()
         compact |= {one.compact for one in self.layers.events}
         return " + ".join(word for word, there in (("original", False), ("compact", True)) if there in compact)
 
@@ -167,8 +148,9 @@ class Stages:
         return " + ".join(dict.fromkeys(policy.stage for policy in self.every_policy))
 
     @property
-    def every_policy(self) -> list[ProjectorPolicy | LayerPolicy]:
-        return [*self.policies, *self.layers.policies]
+    def every_policy(self) -> list[Policy]:
+        inside = [] if self.tower is None else [self.tower.policy]
+        return [*inside, *self.policies, *self.layers.policies]
 
     @property
     def call(self) -> Call | None:
@@ -176,7 +158,8 @@ class Stages:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset().union(*(policy.needs for policy in self.policies))
+        inside = frozenset() if self.tower is None else frozenset({CARRIER})
+        return inside.union(*(policy.needs for policy in self.policies))
 
     @property
     def keeps_all(self) -> bool:
@@ -243,7 +226,8 @@ class Stages:
             self.layers.start(kwargs, getattr(self._local, "mask", None))
             return None
         units = self._units(call, x.device)
-        call.wanted = budgets_remove(self.policies, units)
+        shorter = self.tower is not None and self.tower.narrow(units, call.items, restore=self.options.restore)
+        call.wanted = budgets_remove(self.policies, units) or shorter
         real = torch.ones(x.shape[:2], device=x.device).bool()
         if (mask := call.segment_mask) is not None:
             real = mask.to(x.device).bool()
@@ -252,7 +236,8 @@ class Stages:
             kwargs, elapsed, after = self._shorten(call, units, real, kwargs)
         for unit in units:
             unit.inside = {}  # nothing that holds pixels or features alive
-        call.outcome = Outcome(units, torch.stack([real.sum(1), after.sum(1)], 1), elapsed)
+        towers = [] if self.tower is None else runs_of(call.items)
+        call.outcome = Outcome(units, torch.stack([real.sum(1), after.sum(1)], 1), elapsed, towers)
         self._begin_layers(call, units, real, kwargs)
         return (args, kwargs) if call.wanted else None
 
@@ -264,7 +249,7 @@ class Stages:
         batch, length = x.shape[:2]
         keep = real | (real.cumsum(1) > 0)  # left padding can always go
         for unit in units:
-            keep[unit.sample, unit.slots] = False
+            keep[unit.sample, unit.full_slots] = False
         prompt = self.prompts.read(call, x, real, self.needs)
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         started = self._clock(x)
@@ -376,7 +361,8 @@ class Stages:
             )
         keys = keys_of(call, call.items)
         adapter, config = self.parts.adapter, self.parts.config
-        return make_units(call.items, keys, adapter=adapter, config=config, per=self.every_policy[0].per, device=device)
+        per = next((policy.per for policy in (*self.policies, *self.layers.policies)), "image")
+        return make_units(call.items, keys, adapter=adapter, config=config, per=per, device=device)
 
     def _clock(self, x: Tensor) -> float | None:
         if not self.options.timing:
@@ -384,11 +370,3 @@ class Stages:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
         return time.perf_counter()
-
-
-def by_name(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a forward by name."""
-    if not args:
-        return dict(kwargs)
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}

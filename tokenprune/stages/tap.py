@@ -1,8 +1,8 @@
-"""Reading queries and keys where an attention module hands them to its implementation, without changing anything.
+"""Reading queries and keys where an attention module hands them to its implementation.
 
 The module gets a copy of its config with an attention implementation of our own name, registered with transformers. It
-shows a note what it is handed and calls the implementation that the model uses. Everything else goes on reading the
-config it read before.
+shows a note what it is handed and calls the implementation that the model uses, with a bias on keys if the note answers
+one. Everything else goes on reading the config it read before.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .bias import in_channels, with_bias
+
 PREFIX = "tokenprune_"
 
-# (module, query [B, H, q, d], key [B, Hk, K, d], attention mask, what else the implementation is given)
-Note = Callable[[nn.Module, Tensor, Tensor, Any, dict[str, Any]], None]
+# (module, query [B, H, q, d], key [B, Hk, K, d], attention mask, what else the implementation is given) -> None, or
+# [B or 1, 1, 1, K] float32 that is added to the scores
+Note = Callable[[nn.Module, Tensor, Tensor, Any, dict[str, Any]], Tensor | None]
 
 
 def listen(attention: nn.Module, note: Note) -> Callable[[], None]:
@@ -45,10 +48,18 @@ def scale_of(query: Tensor, kwargs: dict[str, Any]) -> float:
 def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any):
     """The attention implementation of the model, after a note."""
     original, note = module.config._tokenprune
-    note(module, query, key, attention_mask, kwargs)
-    eager = inspect.unwrap(type(module).forward).__globals__.get("eager_attention_forward")
+    bias = note(module, query, key, attention_mask, kwargs)
+    eager = inspect.unwrap(module.__class__.forward).__globals__.get("eager_attention_forward")
     function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
-    return function(_WithConfig(module, original), query, key, value, attention_mask, **kwargs)
+    inner = _WithConfig(module, original)
+    if bias is None:
+        return function(inner, query, key, value, attention_mask, **kwargs)
+    if "flash" not in str(original._attn_implementation):
+        return function(inner, query, key, value, with_bias(attention_mask, bias, query.dtype), **kwargs)
+    width, kwargs = value.shape[-1], {**kwargs, "scaling": scale_of(query, kwargs)}
+    wide = in_channels(query, key, value, bias, kwargs["scaling"])
+    output, weights = function(inner, *wide, attention_mask, **kwargs)
+    return output[..., :width], weights
 
 
 class _WithConfig:
@@ -59,6 +70,10 @@ class _WithConfig:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+    @property
+    def __class__(self) -> type:
+        return self._module.__class__
 
 
 _CLASSES: dict[type, type] = {}

@@ -17,12 +17,12 @@ from ..adapters import Features
 from ..errors import UnsupportedPolicyError
 from ..ops import attention_rows, join_heads, received_attention
 from ..tokens import Tap
+from .blocks import has_class_token, prefix_of, read_layers
 from .hook import Hook
 from .parts import Parts
 from .tap import listen, scale_of
 
 ATTENTION = re.compile(r"\.(\d+)\.(self_attn|attn|attention)$")
-CLASS_TOKEN = ("class_embedding", "cls_token")
 
 
 class TowerTaps:
@@ -42,12 +42,13 @@ class TowerTaps:
         self._at: list[tuple[nn.Module, nn.Module, list[Tap]]] = []  # attention, its block, what to note there
         self._undo: list[Callable[[], None]] = []
         self._prefix = 0
+        self.expanded: Callable[[Tensor], Tensor] = lambda value: (
+            value
+        )  # over all patches, where the tower is shortened
         for path in parts.adapter.towers if taps else ():
             found = dict(parts.module(path).named_modules(prefix=path))
             layers = [name for name in found if ATTENTION.search(name)]
-            has_class = any(name.split(".")[-1] in CLASS_TOKEN for name, _ in found[path].named_parameters())
-            registers = getattr(getattr(found[path], "config", None), "num_register_tokens", None) or 0
-            self._prefix = has_class + registers
+            has_class, self._prefix = has_class_token(found[path]), prefix_of(found[path])
             places: dict[int, list[Tap]] = {}
             for tap in taps:
                 self._check(tap, has_class)
@@ -81,10 +82,7 @@ class TowerTaps:
     def _layer(self, tap: Tap, count: int) -> int:
         layer = tap.layer
         if layer is None:
-            read = getattr(self._parts.config, "vision_feature_layer", None)
-            read = [-1] if read is None else [read] if isinstance(read, int) else list(read)
-            # entry 0 of the hidden states is what enters the first layer
-            layer = max((i if i < 0 else i - 1 - count) for i in read)
+            layer = max(read_layers(self._parts.config, count))
         if isinstance(layer, float):
             layer = int(layer * count)
         if not -count <= layer < count:
@@ -116,14 +114,14 @@ class TowerTaps:
         with torch.autocast(query.device.type, enabled=False):
             for q, k, seen in images:
                 for asked, wanted in taps:
-                    self._keep(features, asked, _value(wanted, q, k, seen, scale))
+                    self._keep(features, asked, self.expanded(_value(wanted, q, k, seen, scale)))
 
     @torch.no_grad()
     def _class_token(self, taps: list[tuple[Tap, Tap]], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         if (features := self._current()) is not None:
             for asked, _ in taps:
-                self._keep(features, asked, hidden[:, :1].expand_as(hidden))
+                self._keep(features, asked, self.expanded(hidden[:, :1].expand_as(hidden)))
 
     def _keep(self, features: Features, asked: Tap, value: Tensor) -> None:
         features.prefix = self._prefix

@@ -223,8 +223,10 @@ def _captured(features: Features, adapter: Adapter, config) -> dict[Any, Tensor]
         values = torch.cat(calls, dim=1 if len(calls[0]) == 1 else 0)
         if values.shape[1] * len(values) != positions:
             values = values[:, features.prefix :]
+        before = len(values) * values.shape[1]
         values = adapter.inside(config, features, values, count)
-        if len(values) == rows:  # else the rows were made of several positions
+        exact = "encoder" in inside and len(values) * count == before  # no position was mixed with others
+        if len(values) == rows and (exact or tap.what != "carrier"):  # else rows were made of several positions
             inside[tap] = values
     return inside
 

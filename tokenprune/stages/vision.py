@@ -1,0 +1,300 @@
+"""Stage `vision`: tokens leave inside the blocks of a vision transformer.
+
+A block computes h = x + attention(norm1(x)), then h + mlp(norm2(h)), and h is a local variable of its forward. Hooks
+still get in between: one in front of norm2 hands on the shortened h', so that the MLP reads fewer tokens; one behind
+the last module of the branch keeps what it answered and answers zeros of shape [1, .., 1, D] instead, so that the sum
+with the long h is legal; one behind the block answers h' plus what was kept. The attention is listened to for keys, and
+given log sizes.
+
+Whatever the model reads of a tower that merges is as long as it was: every place gets a copy of the token that carries
+it. So means over tokens are weighted by size, and grids stay grids.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks import Grid
+from ..errors import NotEngagedError, UnsupportedPolicyError
+from ..ops import attention_rows
+from ..policies.vision import VisionPolicy
+from .bias import with_bias
+from .blocks import Block, has_class_token
+from .hook import Hook, by_name, first_name
+from .tap import listen, scale_of
+from .timm_attention import listen_timm
+from .tower_run import Run
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision transformer.
+
+    Attributes:
+        name: of its model, for errors.
+        blocks: all of them.
+        prefix: class, distillation and register tokens in front of the patches.
+        read: blocks whose output is read, ascending.
+        whole: those of the blocks up to the last one read whose attention sees the whole picture: where tokens may
+            leave.
+    """
+
+    name: str
+    blocks: list[Block]
+    prefix: int
+    read: list[int]
+    whole: list[int]
+
+
+@dataclass
+class _Pending:
+    """What a block has yet to answer: its tokens, and what its MLP made of them."""
+
+    tokens: Tensor
+    before: Tensor | None  # h as it was, where the block has not been proved to be of its shape
+    branch: Tensor | None = None
+
+
+class VisionStage:
+    """The hooks in the blocks of one tower.
+
+    Args:
+        tower: its blocks.
+        policy: decides.
+        restore: what is read is as long as the input, zero where tokens were dropped.
+        active: whether a call that begins now is to be shortened.
+        grid: maps the patches of an image to (frames, rows, columns) or None.
+        done: called with every run that removed something, once the last block is through.
+
+    Raises:
+        UnsupportedPolicyError: the tower lacks what the policy needs.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        policy: VisionPolicy,
+        *,
+        restore: bool,
+        active: Callable[[], bool],
+        grid: Callable[[int], Grid | None],
+        done: Callable[[Run], None],
+    ):
+        self.tower, self.policy, self.restore = tower, policy, restore
+        self._active, self._grid, self._done = active, grid, done
+        self._local = threading.local()
+        self._proved: set[int] = set()
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        for i, block in enumerate(self.tower.blocks):
+            add = [
+                block.module.register_forward_pre_hook(self._hook(self._before, i), with_kwargs=True),
+                block.norm.register_forward_pre_hook(self._hook(self._between, i)),
+                # before the hooks that transformers captures hidden states with
+                block.module.register_forward_hook(self._hook(self._behind, i), prepend=True),
+            ]
+            if block.sums:
+                add.append(block.tail.register_forward_pre_hook(Hook(self._summing)))
+            else:
+                add.append(block.tail.register_forward_hook(Hook(self._tail)))
+            self._undo += [handle.remove for handle in add]
+            if hasattr(block.attention, "config"):
+                self._undo.append(listen(block.attention, self._listening(i)))
+            else:
+                self._undo.append(listen_timm(block.attention, self._bias, self._noting(i)))
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def expanded(self, value: Tensor) -> Tensor:
+        """[B, N, c] values of all places of the tower's input, from [B, n, c] of the tokens there are now."""
+        run = self._run
+        if run is None or not run.reduced or value.shape[1] == run.groups[0].total:
+            return value
+        return run.restored(value)
+
+    def _hook(self, function: Callable[..., Any], i: int) -> Hook:
+        return Hook(lambda *given: function(i, *given))
+
+    @property
+    def _run(self) -> Run | None:
+        return getattr(self._local, "run", None)
+
+    # Beginning
+
+    def _plan(self, patches: int) -> tuple[Grid | None, dict[int, int]]:
+        """Grid of an image, and what is left of it behind each block where anything leaves."""
+        grid, whole = self._grid(patches), self.tower.whole
+        counts = self.policy.counts(len(whole), patches, grid)
+        before = [patches, *counts[:-1]]
+        return grid, {block: k for block, n, k in zip(whole, before, counts, strict=True) if k < n}
+
+    def _begin(self, x: Tensor, given: dict[str, Any]) -> None:
+        self._local.run = self._local.pending = None
+        if not self._active():
+            return
+        bounds = given.get("cu_seqlens")
+        run = Run(x, bounds, self.tower.prefix, self._plan, first=self.tower.whole[0])
+        if not any(group.events for group in run.groups):
+            return
+        module = self.tower.blocks[0].module
+        if module.training and getattr(module, "gradient_checkpointing", False):
+            raise UnsupportedPolicyError(
+                f"gradient checkpointing runs the blocks of {self.tower.name} again in the backward, where policy "
+                f"{self.policy.name!r} would shorten them once more: switch it off (gradient_checkpointing_disable)."
+            )
+        if not _sees_all(given.get("attention_mask")):
+            raise UnsupportedPolicyError(
+                f"the vision tower of {self.tower.name} masks tokens, so that images of several sizes share a row, and "
+                f"policy {self.policy.name!r} cannot tell them apart: encode images of one size, or one at a time."
+            )
+        self._local.run = run
+
+    # Hooks
+
+    def _before(self, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        begins = i == self.tower.whole[0]  # windows in front of it are not the bounds of images
+        if not begins and self._run is None:
+            return None
+        given, hidden = by_name(module, args, kwargs), first_name(module)
+        if begins:
+            self._begin(given[hidden], given)
+        if (run := self._run) is None:
+            return None
+        run.enter()
+        if not run.reduced:
+            return None
+        if run.short is not None:
+            given[hidden], run.short = run.short, None
+        if given.get("attention_mask") is not None:
+            given["attention_mask"] = None
+        if given.get("cu_seqlens") is not None:
+            given["cu_seqlens"] = run.bounds_now(given["cu_seqlens"])
+            if "max_seqlen" in given:
+                given["max_seqlen"] = None  # made anew
+        if (tables := given.get("position_embeddings")) is not None:
+            given["position_embeddings"] = tuple(self._of_input(table) for table in tables)
+        if (table := given.get("rope")) is not None:
+            given["rope"] = self._of_input(table)
+        return (given.pop(hidden),), given
+
+    def _of_input(self, table: Tensor) -> Tensor:
+        """The rows of a rotary table that belong to the tokens left."""
+        run = self._run
+        if run.packing.packed:
+            return run.of_input(table, patches_only=False)
+        n, total = table.shape[-2], run.groups[0].total
+        if table.ndim != 2 or n not in (total, total - run.prefix):
+            raise UnsupportedPolicyError(
+                f"the blocks of {self.tower.name} are given a rotary table of shape {tuple(table.shape)} for {total} "
+                f"tokens, which policy {self.policy.name!r} cannot shorten: use a policy behind the tower."
+            )
+        return run.of_input(table, patches_only=n < total)[:, None]
+
+    def _listening(self, i: int) -> Callable[..., Tensor | None]:
+        note = self._noting(i)
+
+        def listening(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Any:
+            if (bias := self._bias(key.shape[2])) is not None:
+                mask = with_bias(mask, bias, query.dtype)
+            note(module, query, key, mask, kwargs)
+            return bias
+
+        return listening
+
+    def _bias(self, keys: int) -> Tensor | None:
+        run = self._run
+        return None if run is None or not self.policy.proportional else run.bias(keys)
+
+    def _noting(self, i: int) -> Callable[..., None]:
+        def note(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+            run = self._run
+            if run is None or not run.event(i):
+                return
+            with torch.autocast(key.device.type, enabled=False):
+                if "keys" in self.policy.reads:
+                    mean = key.float().mean(1)
+                    run.keys += list(mean) if run.packing.packed else [mean]
+                if "class_attention" in self.policy.reads:
+                    scale = scale_of(query, kwargs)
+                    seen = None if mask is None else mask[:, :, :1]
+                    run.class_attention = attention_rows(query[:, :, :1], key, scale, seen)[:, 0]
+
+        return note
+
+    def _between(self, i: int, module: nn.Module, args: tuple) -> tuple | None:
+        run = self._run
+        if run is None or self.policy.behind or not run.event(i):
+            return None
+        tokens = self._reduced(run, i, args[0])
+        self._local.pending = _Pending(tokens, args[0] if i not in self._proved else None)
+        return tokens, *args[1:]
+
+    def _reduced(self, run: Run, i: int, x: Tensor) -> Tensor:
+        whole = self.tower.whole
+        return run.reduce(self.policy, x, event=i, block=whole.index(i), depth=len(whole))
+
+    def _tail(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        pending = getattr(self._local, "pending", None)
+        if pending is None:
+            return None
+        pending.branch = output
+        return output.new_zeros(*[1] * (output.ndim - 1), output.shape[-1])
+
+    def _summing(self, module: nn.Module, args: tuple) -> tuple | None:
+        pending = getattr(self._local, "pending", None)
+        return None if pending is None else (args[0], pending.tokens, *args[2:])
+
+    def _behind(self, i: int, module: nn.Module, args: tuple, output: Any) -> Any:
+        run, pending = self._run, getattr(self._local, "pending", None)
+        if run is None:
+            return None
+        self._local.pending = None
+        hidden = output[0] if isinstance(output, tuple) else output
+        if pending is not None and not self.tower.blocks[i].sums:
+            self._prove(i, pending, hidden)
+            hidden = pending.tokens + self.tower.blocks[i].scaled(pending.branch)
+        if self.policy.behind and run.event(i):
+            hidden = self._reduced(run, i, hidden)
+        run.leave()
+        if self.restore and run.reduced and (i in self.tower.read or i == len(self.tower.blocks) - 1):
+            run.short, hidden = hidden, run.restored(hidden)
+        if i == self.tower.read[-1]:
+            self._done(run)
+        if i == len(self.tower.blocks) - 1:
+            self._local.run = None
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _prove(self, i: int, pending: _Pending, output: Tensor) -> None:
+        """With a branch of zeros, a pre-norm block answers h. Looked at once per block."""
+        if pending.before is not None:
+            if pending.branch is None or not torch.equal(pending.before.nan_to_num(), output.nan_to_num()):
+                raise NotEngagedError(
+                    f"block {i} of {self.tower.name} ({type(self.tower.blocks[i].module).__name__}) does not compute "
+                    "h + mlp(norm2(h)), as its parts' names suggest, so nothing can leave inside of it: report it with "
+                    "your version of transformers or timm."
+                )
+            self._proved.add(i)
+
+
+def check_class_token(policy: VisionPolicy, tower: nn.Module, name: str) -> None:
+    """Raises: UnsupportedPolicyError where the policy reads attention of a class token that the tower has not."""
+    if "class_attention" in policy.reads and not has_class_token(tower):
+        raise UnsupportedPolicyError(
+            f"policy={policy.name!r} ranks tokens by the attention of a class token, and the vision transformer of "
+            f"{name} has none: use 'tome', which compares keys."
+        )
+
+
+def _sees_all(mask: Any) -> bool:
+    if not isinstance(mask, Tensor):
+        return mask is None
+    return bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
