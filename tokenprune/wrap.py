@@ -12,7 +12,13 @@ from torch import nn
 
 from .adapters import lookup, supported
 from .budget import Unit, Whole
-from .errors import AlreadyWrappedError, InvalidArgumentError, UnsupportedPolicyError, nearest
+from .errors import (
+    AlreadyWrappedError,
+    InvalidArgumentError,
+    UnsupportedModelError,
+    UnsupportedPolicyError,
+    nearest,
+)
 from .policies import Policy, ProjectorPolicy
 from .policies.layer import LayerPolicy
 from .policies.vision import VisionPolicy
@@ -21,7 +27,7 @@ from .report import Report
 from .stages.hook import Hook
 from .stages.outcome import Options
 from .stages.parts import Parts, find_parts, unwrapped
-from .stages.plain import PlainParts, PlainStages, find_plain
+from .stages.plain import PlainParts, PlainStages, find_plain, is_bare
 from .stages.positions import NO_COMPACT
 from .stages.runtime import Stages
 from .tokens import looks_inside
@@ -162,6 +168,12 @@ def wrap(
     known = lookup(getattr(getattr(inner, "config", None), "model_type", None)) is not None
     if not known and (plain := find_plain(inner)) is not None:
         stage: Stages | PlainStages = _plain_stages(plain, policies)
+    elif not known and all(isinstance(one, VisionPolicy) for one in policies) and is_bare(inner):
+        raise UnsupportedModelError(
+            f"model={type(inner).__name__} has no blocks that tokens can leave: give a vision transformer whose blocks "
+            "compute h = x + attention(norm1(x)), then h + mlp(norm2(h)) (of transformers CLIP, SigLIP, ViT, DeiT, "
+            "DINOv2, DINOv3, VideoMAE and the like, of timm VisionTransformer and Eva)."
+        )
     else:
         parts = find_parts(model, lookup, supported())
         _check_free(type(parts.model).__name__, parts.outer, (parts.model, parts.outer, parts.decoder))
@@ -227,7 +239,7 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
         if one.keep is None and not getattr(one, "budgeted", False):
             raise InvalidArgumentError(
                 f"keep=None leaves {one.name!r} without a budget: give wrap(..., keep=...), an int (tokens) or a float "
-                "in (0, 1] (share)."
+                f"in (0, 1] (share){', or its own r' if hasattr(one, 'r') else ''}."
             )
         if not isinstance(one, VisionPolicy):  # which sees one picture at a time
             changes = {name: value for name, value in (("per", per), ("of", of)) if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tokenprune
+from tokenprune import UnsupportedPolicyError
 from tokenprune.adapters import ADAPTERS, Adapter
 
 from . import BUILT, REFUSED, REFUSED_INSIDE, Family
@@ -15,6 +16,7 @@ COLUMNS = (
     "tiles",
     "tower features",
     "tower attention",
+    "inside the tower",
     "decoder layers",
 )
 HEAD = f"| `model_type` | {' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}\n"
@@ -24,7 +26,7 @@ def row(adapter: Adapter, variants: list[Family]) -> str:
     """One line: what of the family is in the exactness matrix."""
     variants = [family for family in variants if family.name not in REFUSED]
     if not variants:
-        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | | | |\n"
+        return f"| `{adapter.model_type}` | refused: {adapter.problem(None)} | | | | | | | | |\n"
     pictures = [family for family in variants if family.modality == "image" and not family.name.endswith("-video")]
     if any(family.modality == "video" for family in variants):
         video = "yes"
@@ -32,7 +34,8 @@ def row(adapter: Adapter, variants: list[Family]) -> str:
         video = "as images" if len(pictures) < len(variants) else "–"
     cells = [f"`{adapter.model_type}`", _word(pictures), video, "yes", "yes", _word(any(map(has_tiles, pictures)))]
     inside = _word(adapter.model_type not in REFUSED_INSIDE)
-    return f"| {' | '.join([*cells, _word(adapter.patches), _word(adapter.towers), inside])} |\n"
+    merged = merged_inside(pictures)
+    return f"| {' | '.join([*cells, _word(adapter.patches), _word(adapter.towers), merged, inside])} |\n"
 
 
 def _word(value: object) -> str:
@@ -45,6 +48,22 @@ def has_tiles(family: Family) -> bool:
     with tokenprune.wrap(model, "uniform", keep=0.5, per="crop") as handle:
         model.generate(**inputs, max_new_tokens=1)
     return len(handle.report().units) > 1 and not family.apart
+
+
+def merged_inside(variants: list[Family]) -> str:
+    """What the language model reads of images whose patches were merged in the tower."""
+    words = []
+    for family in variants:
+        model, inputs = family.model(), family.inputs((1,))
+        try:
+            with tokenprune.wrap(model, tokenprune.ToMe(r=2)) as handle:
+                model.generate(**inputs, max_new_tokens=1)
+        except UnsupportedPolicyError:
+            words.append("–")
+        else:
+            report = handle.report()
+            words.append("fewer tokens" if report.kept < report.total else "all tokens")
+    return " or ".join(dict.fromkeys(words))
 
 
 def table() -> str:

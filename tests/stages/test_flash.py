@@ -12,6 +12,7 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence
 import tokenprune
 from tests import probes, reference
 from tests.families import LLAVA
+from tokenprune.stages.bias import in_channels
 
 NAME = "tokenprune_test_flash"
 
@@ -70,3 +71,44 @@ def test_new_image_on_a_cache(model, every_third):
         out = model(input_ids=ids[:, split:], pixel_values=pixels[1:], past_key_values=first.past_key_values)
     expected = reference.logits(LLAVA.model(), both, keep, out.logits[:, -1:].argmax(-1))[:, 0]
     assert (out.logits[:, -1] - expected).abs().max() < LLAVA.tolerance
+
+
+def bidirectional(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """What a flash kernel does in a tower: no mask, one width for all, a multiple of 8; [B, q, H, D]"""
+    assert attention_mask is None
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+    assert query.shape[-1] % 8 == 0
+    return ((query @ key.mT * scaling).softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sizes_of_merged_tokens_count_in_a_kernel_that_takes_no_mask(dtype):
+    """They travel in further channels of queries and keys."""
+    AttentionInterface.register(NAME, bidirectional)
+    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    bias = torch.tensor([1, 2, 3, 5, 7, 11, 13, 200, 1.0]).log()[None, None, None]
+    expected = (query.float() @ key.float().mT * 0.3 + bias).softmax(-1) @ value.float()
+    wide = in_channels(query, key, value, bias, 0.3)
+    found = bidirectional(None, *(x.float() for x in wide), None, scaling=0.3)[0].transpose(1, 2)
+    assert (found[..., :8] - expected).abs().max() < 1e-5
+    assert (found[..., 8:] == 0).all()
+
+
+def test_a_tower_with_flash_attention_merges_as_with_sdpa():
+    widths = []
+
+    def kernel(module, query, *given, **kwargs):
+        widths.append(query.shape[-1])
+        return bidirectional(module, query, *given, **kwargs)
+
+    AttentionInterface.register(NAME, kernel)
+    model, inputs = LLAVA.model(), LLAVA.inputs((2, 1))
+    with tokenprune.wrap(model, tokenprune.ToMe(r=3)):
+        expected = model(**inputs).logits
+    model.model.vision_tower.config._attn_implementation = NAME
+    with tokenprune.wrap(model, tokenprune.ToMe(r=3)):
+        found = model(**inputs).logits
+    assert widths == [8, 16, 16]  # the sizes are all one in the first of three layers
+    assert (found - expected).abs().max() < LLAVA.tolerance
+    with tokenprune.wrap(model, tokenprune.ToMe(r=3, proportional=False)):
+        assert (model(**inputs).logits - expected).abs().max() > 100 * LLAVA.tolerance

@@ -22,6 +22,7 @@ class Shape:
         tail: the last module before the second sum, called once behind `norm`.
         scale: parameter that multiplies what `tail` answers; None where nothing does.
         sums: `tail` is given h, too, and sums itself.
+        rotary: rotary tables that blocks are given may be [B, 1, n, d], those of every image.
     """
 
     attention: str
@@ -29,6 +30,7 @@ class Shape:
     tail: str
     scale: str | None = None
     sums: bool = False
+    rotary: bool = False
 
 
 SHAPES = (
@@ -36,9 +38,9 @@ SHAPES = (
     Shape("attention", "layernorm_after", "drop_path2"),  # Qianfan
     Shape("attention", "layernorm_after", "dropout", scale="lambda_2"),  # InternVL
     Shape("attention", "layernorm_after", "dropout"),  # ViT, DeiT
-    Shape("attention", "norm2", "drop_path"),  # DINOv2, DINOv3
+    Shape("attention", "norm2", "drop_path", rotary=True),  # DINOv2, DINOv3
     Shape("attention.attention", "layernorm_after", "output", sums=True),  # VideoMAE
-    Shape("attn", "norm2", "drop_path2"),  # timm
+    Shape("attn", "norm2", "drop_path2", rotary=True),  # timm
     Shape("attn", "norm2", "mlp"),  # Qwen-VL and its relatives
 )
 # Parameters of a block itself: they scale its two branches.
@@ -55,13 +57,16 @@ class Block:
     tail: nn.Module
     scale: str | None
     sums: bool
+    rotary: bool
 
     def scaled(self, branch: Tensor) -> Tensor:
         return branch if self.scale is None else getattr(self.module, self.scale) * branch
 
 
 def block_of(module: nn.Module) -> Block | None:
-    """The parts of a block, None where it has no shape that is known."""
+    """The parts of a block, None where it has no shape that is known, or a table over pairs of places (BEiT)."""
+    if getattr(module, "relative_position_bias", None) is not None:
+        return None
     own = {name for name, _ in module.named_parameters(recurse=False)} - FIRST
     for shape in SHAPES:
         scales = SECOND & own if shape.tail == "drop_path2" else {shape.scale} - {None}  # before that tail, any
@@ -70,12 +75,14 @@ def block_of(module: nn.Module) -> Block | None:
         except AttributeError:
             continue
         if own == scales and _can_be_listened_to(parts[0]):
-            return Block(module, *parts, shape.scale, shape.sums)
+            return Block(module, *parts, shape.scale, shape.sums, shape.rotary)
     return None
 
 
 def _can_be_listened_to(attention: nn.Module) -> bool:
-    """transformers' attention by its config, timm's by its norms of queries and keys."""
+    """transformers' attention by its config, timm's by its norms of queries and keys; none with a table of places."""
+    if getattr(attention, "rel_pos", None) is not None:
+        return False
     return hasattr(attention, "config") or (hasattr(attention, "q_norm") and hasattr(attention, "k_norm"))
 
 

@@ -49,7 +49,7 @@ def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     """The attention implementation of the model, after a note."""
     original, note = module.config._tokenprune
     bias = note(module, query, key, attention_mask, kwargs)
-    eager = inspect.unwrap(module.__class__.forward).__globals__.get("eager_attention_forward")
+    eager = inspect.unwrap(type(_itself_of(module)).forward).__globals__.get("eager_attention_forward")
     function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
     inner = _WithConfig(module, original)
     if bias is None:
@@ -71,9 +71,12 @@ class _WithConfig:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
-    @property
-    def __class__(self) -> type:
-        return self._module.__class__
+
+def _itself_of(module: Any) -> nn.Module:
+    """The attention module itself, where another listener hands on what it made of it."""
+    while type(module) is _WithConfig:
+        module = module._module
+    return module
 
 
 _CLASSES: dict[type, type] = {}

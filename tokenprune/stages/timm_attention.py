@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,31 +18,28 @@ def listen_timm(attention: nn.Module, bias: Callable[[int], Tensor | None], note
     """Show `note` queries and keys of every call, and add `bias(keys)` to its scores. Returns what undoes it."""
     from timm.layers import apply_rot_embed_cat
 
-    call: dict[str, Any] = {}
+    call = threading.local()
 
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        call.clear()
-        call["rope"] = kwargs.get("rope")
+        call.rope, call.mask = kwargs.get("rope"), kwargs.get("attn_mask")
         if (added := bias(args[0].shape[1])) is None:
-            call["mask"] = kwargs.get("attn_mask")
             return None
-        call["mask"] = with_bias(kwargs.get("attn_mask"), added, args[0].dtype)
-        return args, {**kwargs, "attn_mask": call["mask"]}
+        call.mask = with_bias(call.mask, added, args[0].dtype)
+        return args, {**kwargs, "attn_mask": call.mask}
 
     def rotated(x: Tensor) -> Tensor:
-        if call["rope"] is None:
+        if call.rope is None:
             return x
         first = attention.num_prefix_tokens
         half = getattr(attention, "rotate_half", False)
-        return torch.cat([x[:, :, :first], apply_rot_embed_cat(x[:, :, first:], call["rope"], half=half)], 2)
+        return torch.cat([x[:, :, :first], apply_rot_embed_cat(x[:, :, first:], call.rope, half=half)], 2)
 
     def query(module: nn.Module, args: tuple, output: Tensor) -> None:
-        call["query"] = output
+        call.query = output
 
     def key(module: nn.Module, args: tuple, output: Tensor) -> None:
-        q, k = rotated(call.pop("query")), rotated(output)
-        note(attention, q, k, call["mask"], {"scaling": attention.scale})
-        call.clear()
+        note(attention, rotated(call.query), rotated(output), call.mask, {"scaling": attention.scale})
+        call.rope = call.mask = call.query = None
 
     handles = [
         attention.register_forward_pre_hook(Hook(before), with_kwargs=True),

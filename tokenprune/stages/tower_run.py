@@ -117,6 +117,7 @@ class Run:
         self.entered: list[int] = []  # tokens per group that the current block's attention reads
         self.keys: list[Tensor] = []  # of the current block, call by call [.., K, d]
         self.class_attention: Tensor | None = None
+        self.heard = False  # the current block's attention was listened to
         self.read = 0  # keys of the current block that have had their bias
 
     @property
@@ -130,6 +131,7 @@ class Run:
     def enter(self) -> None:
         """A block begins."""
         self.entered, self.keys, self.class_attention, self.read = self.lengths, [], None, 0
+        self.heard = False
 
     def leave(self) -> None:
         """A block is through."""
@@ -150,13 +152,14 @@ class Run:
         sizes = self._join([group.sizes for group in self.groups])
         return sizes[start : start + keys].log()[None, None, None]
 
-    def reduce(self, policy: VisionPolicy, x: Tensor, *, event: int, block: int, depth: int) -> Tensor:
+    def reduce(self, policy: VisionPolicy, x: Tensor, *, event: int, block: int, depth: int, thorough: bool) -> Tensor:
         """Hidden states after the policy, `x` before; and everything about them shortened alike.
 
         Args:
             x: [.., D].
             event: number of the block among all of the tower's.
             block, depth: its number, and their number, among those where tokens may leave.
+            thorough: look at the numbers that the policy answers, too, which asks the device.
 
         Raises:
             PolicyError: its answer is no reduction.
@@ -181,15 +184,17 @@ class Run:
                     block=block,
                     depth=depth,
                 )
-                hidden = self._reduced(policy, group, tokens, group.events[event])
+                hidden = self._reduced(policy, group, tokens, group.events[event], thorough)
             left.append(hidden)
         return self._join(left).view(*x.shape[:-2], -1, x.shape[-1])
 
-    def _reduced(self, policy: VisionPolicy, group: Group, tokens: BlockTokens, k: int) -> Tensor:
+    def _reduced(self, policy: VisionPolicy, group: Group, tokens: BlockTokens, k: int, thorough: bool) -> Tensor:
         with torch.autocast(tokens.hidden.device.type, enabled=False):
             answer = policy.reduce(tokens, k)
         g, n, m = *tokens.shape, k + self.prefix
         _check(policy, answer, (g, n), m)
+        if thorough:
+            _check_numbers(policy, answer, n, self.prefix)
         order, source = answer.order, answer.source
         if source is None:
             place = torch.arange(m, device=order.device).expand(g, m)
@@ -275,3 +280,25 @@ def _check(policy: VisionPolicy, answer: Reduction, shape: tuple[int, int], m: i
             raise PolicyError(
                 f"policy {name!r} answered {part} of shape {tuple(value.shape)}: return {list(shape)}, one per token."
             )
+
+
+def _check_numbers(policy: VisionPolicy, answer: Reduction, n: int, prefix: int) -> None:
+    name, order, source = policy.name or type(policy).__name__, answer.order, answer.source
+    rising, m = order.sort(1).values, order.shape[1]
+    distinct = (rising[:, 1:] > rising[:, :-1]).all() & (rising[:, 0] >= 0).all() & (rising[:, -1] < n).all()
+    first = (order[:, :prefix] == torch.arange(prefix, device=order.device)).all()
+    if not bool(distinct & first):
+        raise PolicyError(
+            f"policy {name!r} answered an order that is not distinct, inside 0..{n - 1}, and the prefix of {prefix} "
+            "first as it is: return each token that goes on once."
+        )
+    if source is None:
+        return
+    inside = (source >= -1).all() & (source < m).all()
+    if not bool(inside) or not torch.equal(
+        source.gather(1, order), torch.arange(m, device=order.device).expand_as(order)
+    ):
+        raise PolicyError(
+            f"policy {name!r} answered a source outside -1..{m - 1}, or one where a token that goes on is carried by "
+            "another: the source of order[:, i] is i."
+        )

@@ -70,7 +70,7 @@ class TowerStage:
         count = len(blocks)
         read = sorted({i % count for i in (*read_layers(parts.config, count), *deepstack_blocks(module))})
         whole = [i for i in whole_picture(module, count) if i <= read[-1]]
-        return Tower(self._family, blocks, prefix_of(module), read, whole)
+        return Tower(self._family, module, blocks, prefix_of(module), read, whole)
 
     def install(self) -> None:
         for stage in self._stages:

@@ -31,6 +31,9 @@ from .tap import listen, scale_of
 from .timm_attention import listen_timm
 from .tower_run import Run
 
+MASKS = ("attention_mask", "attn_mask")
+KNOWN = {*MASKS, "position_embeddings", "rope", "cu_seqlens", "max_seqlen"}  # arguments that are shortened
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -38,6 +41,7 @@ class Tower:
 
     Attributes:
         name: of its model, for errors.
+        module: itself.
         blocks: all of them.
         prefix: class, distillation and register tokens in front of the patches.
         read: blocks whose output is read, ascending.
@@ -46,10 +50,18 @@ class Tower:
     """
 
     name: str
+    module: nn.Module
     blocks: list[Block]
     prefix: int
     read: list[int]
     whole: list[int]
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether blocks will run again in a backward."""
+        blocks = any(getattr(block.module, "gradient_checkpointing", False) for block in self.blocks)
+        timm = getattr(self.module, "grad_checkpointing", False)
+        return torch.is_grad_enabled() and ((blocks and self.module.training) or timm)
 
 
 @dataclass
@@ -69,6 +81,7 @@ class VisionStage:
         policy: decides.
         restore: what is read is as long as the input, zero where tokens were dropped.
         active: whether a call that begins now is to be shortened.
+        everywhere: whether what any block answers may be read.
         grid: maps the patches of an image to (frames, rows, columns) or None.
         done: called with every run that removed something, once the last block is through.
 
@@ -83,13 +96,15 @@ class VisionStage:
         *,
         restore: bool,
         active: Callable[[], bool],
+        everywhere: Callable[[], bool] = lambda: False,
         grid: Callable[[int], Grid | None],
         done: Callable[[Run], None],
     ):
         self.tower, self.policy, self.restore = tower, policy, restore
-        self._active, self._grid, self._done = active, grid, done
+        self._active, self.everywhere, self._grid, self._done = active, everywhere, grid, done
         self._local = threading.local()
         self._proved: set[int] = set()
+        self._checked: set[tuple] = set()  # what the policy was seen to answer well; looking asks the device
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -145,17 +160,18 @@ class VisionStage:
         run = Run(x, bounds, self.tower.prefix, self._plan, first=self.tower.whole[0])
         if not any(group.events for group in run.groups):
             return
-        module = self.tower.blocks[0].module
-        if module.training and getattr(module, "gradient_checkpointing", False):
+        if self.tower.checkpoints:
             raise UnsupportedPolicyError(
                 f"gradient checkpointing runs the blocks of {self.tower.name} again in the backward, where policy "
                 f"{self.policy.name!r} would shorten them once more: switch it off (gradient_checkpointing_disable)."
             )
-        if not _sees_all(given.get("attention_mask")):
-            raise UnsupportedPolicyError(
-                f"the vision tower of {self.tower.name} masks tokens, so that images of several sizes share a row, and "
-                f"policy {self.policy.name!r} cannot tell them apart: encode images of one size, or one at a time."
-            )
+        for name in MASKS:
+            if not _sees_all(given.get(name)):
+                raise UnsupportedPolicyError(
+                    f"the blocks of {self.tower.name} are given an {name} that hides tokens or weighs them, and policy "
+                    f"{self.policy.name!r} sees no difference between them: encode images of one size, or one at a "
+                    "time, without a mask."
+                )
         self._local.run = run
 
     # Hooks
@@ -174,8 +190,9 @@ class VisionStage:
             return None
         if run.short is not None:
             given[hidden], run.short = run.short, None
-        if given.get("attention_mask") is not None:
-            given["attention_mask"] = None
+        for name in MASKS:
+            if name in given:
+                given[name] = None
         if given.get("cu_seqlens") is not None:
             given["cu_seqlens"] = run.bounds_now(given["cu_seqlens"])
             if "max_seqlen" in given:
@@ -184,6 +201,9 @@ class VisionStage:
             given["position_embeddings"] = tuple(self._of_input(table) for table in tables)
         if (table := given.get("rope")) is not None:
             given["rope"] = self._of_input(table)
+        for name, value in given.items():
+            if name not in KNOWN and name != hidden and self._is_of_tokens(value):
+                raise self._cannot_shorten(name, value)
         return (given.pop(hidden),), given
 
     def _of_input(self, table: Tensor) -> Tensor:
@@ -192,12 +212,21 @@ class VisionStage:
         if run.packing.packed:
             return run.of_input(table, patches_only=False)
         n, total = table.shape[-2], run.groups[0].total
-        if table.ndim != 2 or n not in (total, total - run.prefix):
-            raise UnsupportedPolicyError(
-                f"the blocks of {self.tower.name} are given a rotary table of shape {tuple(table.shape)} for {total} "
-                f"tokens, which policy {self.policy.name!r} cannot shorten: use a policy behind the tower."
-            )
+        if table.ndim != 2 or n not in (total, total - run.prefix) or not self.tower.blocks[0].rotary:
+            raise self._cannot_shorten("rotary table", table)
         return run.of_input(table, patches_only=n < total)[:, None]
+
+    def _is_of_tokens(self, value: Any) -> bool:
+        """Whether a block's argument has a number for each token of an image."""
+        group = self._run.groups[0]
+        return isinstance(value, Tensor) and bool({group.total, group.total - self._run.prefix} & set(value.shape))
+
+    def _cannot_shorten(self, name: str, value: Tensor) -> UnsupportedPolicyError:
+        return UnsupportedPolicyError(
+            f"the blocks of {self.tower.name} are given a {name} of shape {tuple(value.shape)} for "
+            f"{self._run.groups[0].total} tokens, which policy {self.policy.name!r} cannot shorten: use a model "
+            "without it, or a policy behind the tower."
+        )
 
     def _listening(self, i: int) -> Callable[..., Tensor | None]:
         note = self._noting(i)
@@ -217,7 +246,10 @@ class VisionStage:
     def _noting(self, i: int) -> Callable[..., None]:
         def note(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
             run = self._run
-            if run is None or not run.event(i):
+            if run is None:
+                return
+            run.heard = True
+            if not run.event(i):
                 return
             with torch.autocast(key.device.type, enabled=False):
                 if "keys" in self.policy.reads:
@@ -234,13 +266,20 @@ class VisionStage:
         run = self._run
         if run is None or self.policy.behind or not run.event(i):
             return None
+        if self.policy.reads and not run.heard:
+            raise self._unheard(i)
         tokens = self._reduced(run, i, args[0])
         self._local.pending = _Pending(tokens, args[0] if i not in self._proved else None)
         return tokens, *args[1:]
 
     def _reduced(self, run: Run, i: int, x: Tensor) -> Tensor:
         whole = self.tower.whole
-        return run.reduce(self.policy, x, event=i, block=whole.index(i), depth=len(whole))
+        key = i, *run.lengths
+        left = run.reduce(
+            self.policy, x, event=i, block=whole.index(i), depth=len(whole), thorough=key not in self._checked
+        )
+        self._checked.add(key)
+        return left
 
     def _tail(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         pending = getattr(self._local, "pending", None)
@@ -264,14 +303,29 @@ class VisionStage:
             hidden = pending.tokens + self.tower.blocks[i].scaled(pending.branch)
         if self.policy.behind and run.event(i):
             hidden = self._reduced(run, i, hidden)
+        if not run.heard and (self.policy.reads or self.policy.proportional):
+            raise self._unheard(i)
         run.leave()
-        if self.restore and run.reduced and (i in self.tower.read or i == len(self.tower.blocks) - 1):
+        if self.restore and run.reduced and self._is_read(i, module):
             run.short, hidden = hidden, run.restored(hidden)
         if i == self.tower.read[-1]:
             self._done(run)
         if i == len(self.tower.blocks) - 1:
             self._local.run = None
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _unheard(self, i: int) -> NotEngagedError:
+        return NotEngagedError(
+            f"block {i} of {self.tower.name} ({type(self.tower.blocks[i].module).__name__}) does not hand its queries "
+            f"and keys to an attention implementation that can be chosen, so policy {self.policy.name!r} cannot read "
+            "them: use another model, or a policy behind the tower."
+        )
+
+    def _is_read(self, i: int, module: nn.Module) -> bool:
+        """Whether anything but the next block reads what this one answers."""
+        if self.everywhere() or i in self.tower.read or i == len(self.tower.blocks) - 1:
+            return True
+        return any(not isinstance(hook, Hook) for hook in module._forward_hooks.values())  # captured hidden states
 
     def _prove(self, i: int, pending: _Pending, output: Tensor) -> None:
         """With a branch of zeros, a pre-norm block answers h. Looked at once per block."""

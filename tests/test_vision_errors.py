@@ -1,0 +1,125 @@
+"""What cannot be done inside vision transformers gets a sentence, and nothing is left half-wrapped."""
+
+import pytest
+import torch
+
+import tokenprune
+from tests.probes import same
+from tests.vision_probes import Shuffled, everything, few_towers, identical
+from tests.vision_towers import BY_NAME, REFUSED, TOWERS
+from tokenprune import STA, DivPrune, EViT, FastV, ToMe
+from tokenprune.blocks import Reduction
+from tokenprune.errors import (
+    AlreadyWrappedError,
+    InvalidArgumentError,
+    PolicyError,
+    TokenPruneError,
+    UnsupportedModelError,
+    UnsupportedPolicyError,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize(("name", "build"), REFUSED, ids=[name for name, _ in REFUSED])
+def test_models_that_cannot_be_reduced(name, build):
+    model = build()
+    before = sorted(vars(model))
+    with pytest.raises(UnsupportedModelError, match=type(model).__name__):
+        tokenprune.wrap(model, ToMe(r=1))
+    assert sorted(vars(model)) == before
+
+
+@few_towers
+def test_wrapped_already(tower):
+    model = tower.model()
+    with tokenprune.wrap(model, ToMe(r=1)), pytest.raises(AlreadyWrappedError, match="remove"):
+        tokenprune.wrap(model, ToMe(r=1))
+    tokenprune.wrap(model, ToMe(r=1)).remove()
+
+
+@pytest.mark.parametrize("tower", [one for one in TOWERS if not one.has_class], ids=lambda tower: tower.name)
+def test_evit_needs_a_class_token(tower):
+    model = tower.model()
+    dense = tower.run(model)
+    before = everything(model)
+    with pytest.raises(UnsupportedPolicyError, match="class token"):
+        tokenprune.wrap(model, EViT(keep_rate=0.5))
+    assert same(before, everything(model))
+    assert identical(tower.run(model), dense)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "timm-vit-avg"])
+def test_sta_needs_a_clip(name):
+    tower = BY_NAME[name]
+    model = tower.model()
+    with pytest.raises((UnsupportedPolicyError, InvalidArgumentError)) as caught, tokenprune.wrap(model, STA(r=2)):
+        tower.run(model)
+    assert str(caught.value).endswith(".")
+    assert "clip" in str(caught.value) or "slot" in str(caught.value)
+
+
+@few_towers
+@pytest.mark.parametrize("policy", [DivPrune(keep=4), FastV(layer=2, keep=4)], ids=lambda policy: policy.name)
+def test_policies_of_other_stages(tower, policy):
+    model = tower.model()
+    before = everything(model)
+    for given in (policy, [ToMe(r=1), policy]):
+        with pytest.raises(TokenPruneError) as caught:
+            tokenprune.wrap(model, given)
+        assert type(model).__name__ in str(caught.value) or policy.name in str(caught.value)
+    assert same(before, everything(model))
+
+
+def test_two_policies_in_one_tower():
+    tower = BY_NAME["vit"]
+    with pytest.raises(InvalidArgumentError, match=r"tome.*evit"):
+        tokenprune.wrap(tower.model(), [ToMe(r=1), EViT(keep_rate=0.5)])
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (lambda: ToMe(r=[1] * 9), "9 entries"),
+        (lambda: ToMe(keep=1), "keep=1"),
+        (lambda: ToMe(), "without a budget"),
+        (lambda: EViT(keep_rate=0.5, blocks=(7,)), "7"),
+    ],
+)
+def test_schedules_that_the_tower_does_not_have(policy, said):
+    tower = BY_NAME["vit"]
+    model = tower.model()
+    dense = tower.run(model)
+    with pytest.raises(InvalidArgumentError, match=said), tokenprune.wrap(model, policy()):
+        tower.run(model)
+    assert identical(tower.run(model), dense)
+
+
+WRONG = {
+    "too many": lambda order, k: order,
+    "not distinct": lambda order, k: order[:, :k].clamp_max(3),
+    "outside": lambda order, k: order[:, :k] + order.shape[1],
+    "prefix moved": lambda order, k: order[:, :k].flip(1),
+    "floats": lambda order, k: order[:, :k].float(),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_answers_that_are_no_reduction(how):
+    class Bad(Shuffled):
+        def reduce(self, tokens, k):
+            return Reduction(order=WRONG[how](torch.arange(tokens.shape[1]).expand(tokens.shape), tokens.prefix + k))
+
+    tower = BY_NAME["vit"]
+    model = tower.model()
+    dense = tower.run(model)
+    with tokenprune.wrap(model, Bad(keep=0.5)) as handle:
+        with pytest.raises(PolicyError):
+            tower.run(model)
+        handle.enabled = False
+        assert identical(tower.run(model), dense)
+    assert identical(tower.run(model), dense)
