@@ -21,10 +21,11 @@ MAY_IMPORT = {
     "wrap": [*LEAVES, "ops", "policies", "adapters", "stages", "wrap"],
     "": LIBRARY,
     **{part: ["errors", "report", *INPUT] for part in (*INPUT, "view")},
+    "view_merges": [*LIBRARY, "view", "view_merges"],
     "calibrate": [*LIBRARY, "calibrate"],
     "command": [*LIBRARY, "command"],
     "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],
-    "view_cli": [*LIBRARY, "command", "view", "view_cli"],
+    "view_cli": [*LIBRARY, "command", "view", "view_merges", "view_cli"],
     "cli": [*LIBRARY, "command", "train_cli", "view_cli", "cli"],
     "eval": [*LIBRARY, "calibrate", "eval"],
     "demos": ["", "cli", "eval", "view"],  # the public face only

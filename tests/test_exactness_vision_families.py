@@ -1,8 +1,8 @@
 """Merging inside the tower of every family, against its stock model whose tokens are averaged in place.
 
 A merged token that counts for its size in attention is the same as so many copies of it. So the reference never
-shortens anything: in front of norm2 the members of a group are overwritten with their mean, and the rotary rows of all of
-them become those of the one that carries them.
+shortens anything: in front of norm2 the members of a group are overwritten with their mean, and the rotary rows of all
+of them become those of the one that carries them.
 """
 
 from __future__ import annotations

@@ -131,7 +131,6 @@ DROPPING: dict[str, Callable[[], Any]] = {
 }
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 short_cases = pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-several_cases = pytest.mark.parametrize("case", SEVERAL, ids=lambda case: case.name)
 
 
 @pytest.fixture(autouse=True)
@@ -218,12 +217,11 @@ def check_towers(case, report, call):
 
 @short_cases
 @pytest.mark.parametrize("images", BATCHES, ids=str)
-@pytest.mark.parametrize("restore", [None, False], ids=["by-default", "asked"])
-def test_handed_on_shortened(case, images, restore, record_property):
+def test_handed_on_shortened(case, images, record_property):
     family, policy = case.family, ToMe(r=2)
     model, inputs = family.model(), family.inputs(images)
     keep = case.left(model, policy, inputs)
-    with tokenprune.wrap(model, policy, restore=restore) as handle:
+    with tokenprune.wrap(model, policy, restore=False) as handle:
         pruned, report = generate(model, inputs), handle.report()
     with case.by_hand(model, policy, inputs) as calls:
         expected = reference.logits(model, inputs, keep, new_tokens(pruned, inputs))
@@ -237,9 +235,9 @@ def test_handed_on_shortened(case, images, restore, record_property):
     assert 0 < report.kept < report.total
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.short], ids=lambda case: case.name)
-def test_tokens_of_several_patches_are_restored(case):
-    """By default; nothing else can be asked for."""
+@every_case
+def test_towers_that_merge_are_restored_by_default(case):
+    """Where tokens are made of several patches, nothing else can be asked for."""
     family, policy = case.family, ToMe(r=2)
     model, inputs = family.model(), family.inputs((2, 1))
     before = logits(generate(model, inputs))
@@ -248,10 +246,11 @@ def test_tokens_of_several_patches_are_restored(case):
     with tokenprune.wrap(model, policy) as handle:
         assert torch.equal(logits(generate(model, inputs)), restored)
         assert handle.report().kept == handle.report().total
-    with pytest.raises(UnsupportedPolicyError, match="restore=False") as caught:
-        with tokenprune.wrap(model, policy, restore=False):
-            model(**inputs)
-    assert str(caught.value).endswith(".")
+    if not case.short:
+        with pytest.raises(UnsupportedPolicyError, match="restore=False") as caught:
+            with tokenprune.wrap(model, policy, restore=False):
+                model(**inputs)
+        assert str(caught.value).endswith(".")
     assert torch.equal(logits(generate(model, inputs)), before)
 
 
@@ -289,13 +288,16 @@ def test_what_drops_needs_tokens_of_one_patch(case, restore):
     assert torch.equal(model(**inputs).logits, dense)
 
 
-@several_cases
-@pytest.mark.parametrize("restore", [None, True])
+@pytest.mark.parametrize(
+    ("case", "restore"),
+    [(case, restore) for case in SEVERAL for restore in (True, False) if case.short or restore],
+    ids=lambda value: getattr(value, "name", "restored" if value else "handed-on"),
+)
 def test_composed(case, restore, answered):  # noqa: F811
     """Merged in the tower, chosen in front of the language model, dropped inside of it."""
     family, policy, front = case.family, ToMe(r=2), DivPrune(keep=8)
     model, inputs = family.model(), family.inputs((2, 1))
-    short = case.short and not restore
+    short = not restore
     left = case.left(model, policy, inputs) if short else torch.ones_like(inputs["input_ids"]).bool()
     with tokenprune.wrap(model, [policy, front, FastV(layer=2, keep=4)], restore=restore) as handle:
         pruned, report = generate(model, inputs), handle.report()

@@ -7,6 +7,7 @@ handle.remove()
 """
 
 from . import errors
+from .blocks import BlockTokens, Reduction
 from .budget import Budget
 from .errors import *  # noqa: F403
 from .layers import Attention, Event, LayerTokens
@@ -84,6 +85,7 @@ __all__ = [
     "TRIM",
     "AdaptInfer",
     "Attention",
+    "BlockTokens",
     "Budget",
     "CDPruner",
     "CDPrunerOpenVINO",
@@ -125,6 +127,7 @@ __all__ = [
     "Random",
     "RandomBlocks",
     "RandomLayers",
+    "Reduction",
     "Report",
     "Resize",
     "ScheduledPolicy",

@@ -173,7 +173,10 @@ app.command()(view)
 
 
 def _needs(policy: Policy) -> str:
-    return getattr(policy, "reads", "") or ", ".join(sorted(map(_need, policy.needs))) or "nothing"
+    reads = getattr(policy, "reads", "")
+    if isinstance(reads, frozenset):  # inside a vision transformer
+        reads = ", ".join(sorted(one.replace("_", " ") for one in reads))
+    return reads or ", ".join(sorted(map(_need, policy.needs))) or "nothing"
 
 
 def _need(need: Need) -> str:

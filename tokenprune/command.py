@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .video import Video
 
 USER_ERROR = 2  # exit code
+SCHEDULES = {"keeps", "r", "keep_rate"}  # fields that say how many tokens stay, instead of a budget
 LONGEST_EDGE = 1024  # pixels of a frame: about as many as video models read of one
 
 ModelName = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a vision-language model.")]
@@ -33,7 +34,7 @@ End = Annotated[float | None, typer.Option(help="Read it up to this second.")]
 Size = Annotated[int, typer.Option(help="Longest edge of a frame, in pixels; larger ones are reduced at once.")]
 ReaderName = Annotated[str, typer.Option(help="What reads video files: decord or pyav.")]
 PolicyName = Annotated[str, typer.Option(help="Name of a policy, see `tokenprune list`.")]
-Keep = Annotated[str, typer.Option(help="Budget: 64 (tokens) or 0.25 (share); 0.25 unless --set keeps=....")]
+Keep = Annotated[str, typer.Option(help="Budget: 64 (tokens) or 0.25 (share); 0.25 unless --set says how many.")]
 Per = Annotated[str, typer.Option(help="What the budget is counted over: image, crop, frame or prompt.")]
 Fields = Annotated[list[str] | None, typer.Option("--set", help="A field of the policy: theta=0.5.")]
 Positions = Annotated[str, typer.Option(help="Of kept tokens: original or compact; else as the policy does.")]
@@ -83,7 +84,7 @@ def budgeted(name: str, keep: str, per: str, fields: list[str] | None) -> Policy
         TokenPruneError: unknown name or field, or a value the field cannot take.
     """
     given = dict(map(assignment, fields or []))
-    budget = {"keep": number(keep)} if keep else {} if "keeps" in given else {"keep": 0.25}
+    budget = {"keep": number(keep)} if keep else {} if SCHEDULES & set(given) else {"keep": 0.25}
     return make_policy(name, {**budget, "per": per, **given})
 
 
@@ -118,9 +119,41 @@ def load(model: str, *, dtype: str = "auto", device: str = "") -> tuple[Any, Any
         InputError: nothing there, or nothing that can be loaded.
         UnsupportedModelError: it takes no images.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    kinds = [(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, AutoProcessor)]
+    return _load(model, kinds, "takes no images: give a vision-language model", dtype, device)
+
+
+def load_tower(model: str, *, video: bool, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
+    """A classifier of images or of clips, or a vision-language model, in eval mode, and its processor.
+
+    Raises:
+        InputError: nothing there, or nothing that can be loaded.
+        UnsupportedModelError: none of these.
+    """
+    from transformers import (
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        AutoModelForImageTextToText,
+        AutoModelForVideoClassification,
+        AutoProcessor,
+    )
+    from transformers.models.auto import modeling_auto as auto
+
+    classifier = (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification, AutoImageProcessor)
+    if video:
+        classifier = (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, AutoModelForVideoClassification, AutoImageProcessor)
+    kinds = [classifier, (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, AutoProcessor)]
+    what = "clips" if video else "images"
+    return _load(model, kinds, f"is neither a classifier of {what} nor a vision-language model", dtype, device)
+
+
+def _load(model: str, kinds: list[tuple[Any, Any, Any]], obstacle: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """Args: kinds: (mapping of configs, class that loads the model, class that loads its processor), by preference."""
+    import torch
+    from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
     dtypes = ("auto", "float32", "float16", "bfloat16")
@@ -134,12 +167,11 @@ def load(model: str, *, dtype: str = "auto", device: str = "") -> tuple[Any, Any
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(model)
-        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            raise UnsupportedModelError(
-                f"model={model!r} is a {config.model_type!r}, which takes no images: give a vision-language model."
-            )
-        processor = AutoProcessor.from_pretrained(model)
-        loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+        found = next((kind[1:] for kind in kinds if type(config) in kind[0]), None)
+        if found is None:
+            raise UnsupportedModelError(f"model={model!r} is a {config.model_type!r}, which {obstacle}.")
+        processor = found[1].from_pretrained(model)
+        loaded = found[0].from_pretrained(model, dtype=dtype)
     except ImportError as error:
         raise InputError(
             f"model={model!r} needs a package that is not installed ({_line(error)}): install it, for video models by "
@@ -253,8 +285,12 @@ def _plain(hint: Any, value: Any) -> bool:
         return any(_plain(option, value) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return isinstance(value, str)  # the policy itself suggests the nearest
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, (tuple, list)) and all(_plain(typing.get_args(hint)[0], one) for one in value)
+    if typing.get_origin(hint) in (tuple, list):
+        kinds = typing.get_args(hint)
+        if typing.get_origin(hint) is tuple and kinds[-1] is not ...:
+            return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_plain, kinds, value))
+        written = (tuple, list) if typing.get_origin(hint) is tuple else list
+        return isinstance(value, written) and all(_plain(kinds[0], one) for one in value)
     return hint in (int, float, bool, str, type(None)) and (
         type(value) is hint or (hint is float and type(value) is int)
     )

@@ -272,7 +272,8 @@ def _tower_lines(towers: list[TowerReport]) -> list[str]:
     alike = Counter((tower.total, tower.kept, tuple(tower.blocks)) for tower in towers)
     lines = []
     for (total, kept, blocks), count in alike.items():
-        steps = [blocks[0][0], *(after for _, after in blocks)]
+        read = [before for before, _ in blocks]  # what is behind a block is what the next one reads
+        steps = [*read, kept + read[0] - total]
         places = [str(i) for i, (before, after) in enumerate(pairwise(steps)) if after < before]
         at = "" if not places else f" in block{'s' if len(places) > 1 else ''} {_ranges(places)}"
         images = f"{count} image{'s' if count > 1 else ''}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-    from .report import UnitReport
+    from .report import TowerReport, UnitReport
 
 DARK = np.array([0.07, 0.08, 0.11])  # what dropped patches fade into
 FADE, TINT = 0.8, 0.4  # shares of that, and of the colour of merged patches
@@ -31,6 +31,13 @@ GAP, STRIP, TEXT = 12, 26, 16  # pixels between cells, under each, and of its le
 OVERLAY = 480  # pixels, the longest edge of an overlay
 PLAYED = (0.08, 1.0)  # seconds that a step of an overlay is shown, at least and at most
 RATE = 25  # frames per second of an MP4
+Entry = tuple[str, tuple]  # of a legend: what it says, and the colours in front of it
+CLEAR: Entry = ("clear: kept", ("#d0d7de",))
+DROPPED: Entry = ("dark: dropped", (tuple((255 * DARK).astype(int).tolist()),))
+MERGED: Entry = (
+    "a colour: merged into one token, a ring where it stands",
+    tuple(tuple(color) for color in PALETTE[:3].tolist()),
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Fate:
     color: np.ndarray
 
     @classmethod
-    def of(cls, units: Sequence[UnitReport]) -> Fate:
+    def of(cls, units: Sequence[UnitReport | TowerReport]) -> Fate:
         """Of the units of one video: itself, or its frames.
 
         Raises:
@@ -131,28 +138,22 @@ def sheet(frames: Sequence[np.ndarray], fate: Fate, *, title: str, times: Sequen
 
     steps = len(fate.source)
     shown, per = _firsts(frames, steps)
-    width, columns = _layout(steps, shown[0].shape[1] / shown[0].shape[0])
+    width, columns = layout(steps, shown[0].shape[1] / shown[0].shape[0])
     height = round(width * shown[0].shape[0] / shown[0].shape[1])
-    across = max(columns * (width + GAP) + GAP, 760)
-    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, across // 11)]
-    top = GAP + 28 * len(lines) + 2 * STRIP + 2 * GAP
-    page = Image.new("RGB", (across, top + math.ceil(steps / columns) * (height + STRIP + GAP)), PAPER)
-    draw = ImageDraw.Draw(page)
-    for number, line in enumerate(lines):
-        draw.text((GAP, GAP + 28 * number), line, INK, _font(22))
     kept, total = int(fate.stands.sum()), fate.source.size
     grid = f"{fate.source.shape[1]}x{fate.source.shape[2]}"
     what = f"{steps} steps of {grid}" if steps > 1 else grid
     of = f"{what} tokens" + (f", {per} frames each, the first is shown" if per > 1 else "")
-    y = 1.5 * GAP + 28 * len(lines)
-    draw.text((GAP, y), f"kept {kept}/{total} ({kept / total:.1%}) of {of}", MUTED, _font(18))
-    _legend(draw, y + STRIP, fate.merged)
+    entries = [CLEAR, DROPPED] + ([MERGED] if fate.merged else [])
+    across, below = columns * (width + GAP) + GAP, math.ceil(steps / columns) * (height + STRIP + GAP)
+    page, top = headed(across, below, title, f"kept {kept}/{total} ({kept / total:.1%}) of {of}", entries)
+    draw = ImageDraw.Draw(page)
     for step, frame in enumerate(shown):
         left, y = GAP + step % columns * (width + GAP), top + step // columns * (height + STRIP + GAP)
         picture = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
         page.paste(painted(picture, fate, step), (left, y))
         time = "" if times is None else clock(times[step * per])
-        _label(draw, (left, y + height, width), time, fate, step)
+        label(draw, (left, y + height, width), time, _counted(fate, step))
     return page
 
 
@@ -168,7 +169,7 @@ def overlay(frames: Sequence[np.ndarray], fate: Fate, *, times: Sequence[float])
         page = Image.new("RGB", (width, height + STRIP), PAPER)
         picture = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
         page.paste(painted(picture, fate, step))
-        _label(ImageDraw.Draw(page), (0, height, width), clock(times[step * per]), fate, step)
+        label(ImageDraw.Draw(page), (0, height, width), clock(times[step * per]), _counted(fate, step))
         pages.append(page)
     return pages
 
@@ -228,7 +229,7 @@ def _firsts(frames: Sequence[np.ndarray], steps: int) -> tuple[list[np.ndarray],
     return [np.asarray(frame) for frame in frames[::per]], per
 
 
-def _layout(cells: int, aspect: float) -> tuple[int, int]:
+def layout(cells: int, aspect: float) -> tuple[int, int]:
     """(width of a cell, columns) of a sheet of about the wanted shape, with few empty cells."""
 
     def badness(columns: int) -> float:
@@ -240,32 +241,51 @@ def _layout(cells: int, aspect: float) -> tuple[int, int]:
     return min((SHEET - GAP) // columns - GAP, CELL), columns
 
 
-def _label(draw: ImageDraw, place: tuple[int, int, int], time: str, fate: Fate, step: int) -> None:
-    """Under a cell: its time on the left, its counts on the right."""
-    left, y, width = place
-    kept, carried = fate.counts(step)
-    text = f"{kept} kept" + (f", {carried} merged" if fate.merged else "")
-    font = _font(TEXT)
-    if (needed := draw.textlength(f"{time}  {text}", font)) > width:
-        font = _font(TEXT * width / needed)
-    draw.text((left + 1, y + STRIP / 2), time, INK, font, anchor="lm")
-    draw.text((left + width - 1, y + STRIP / 2), text, MUTED, font, anchor="rm")
+def headed(across: int, below: int, title: str, line: str, entries: Sequence[Entry]) -> tuple[Image, int]:
+    """An empty page with a header and room `below` it, and where that begins.
 
+    Args:
+        title: its first lines, which are wrapped.
+        line: behind them.
+        entries: of the legend.
+    """
+    from PIL import Image, ImageDraw
 
-def _legend(draw: ImageDraw, y: int, merged: bool) -> None:
-    x, font = GAP, _font(TEXT)
-    entries = [("clear: kept", "#d0d7de"), ("dark: dropped", tuple((255 * DARK).astype(int).tolist()))]
-    if merged:
-        entries.append(("a colour: merged into one token, a ring where it stands", None))
-    for text, fill in entries:
-        for color in [fill] if fill else [tuple(one) for one in PALETTE[:3].tolist()]:
+    across = max(across, 760)
+    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, across // 11)]
+    top = GAP + 28 * len(lines) + 2 * STRIP + 2 * GAP
+    page = Image.new("RGB", (across, top + below), PAPER)
+    draw = ImageDraw.Draw(page)
+    for number, one in enumerate(lines):
+        draw.text((GAP, GAP + 28 * number), one, INK, font(22))
+    y = 1.5 * GAP + 28 * len(lines)
+    draw.text((GAP, y), line, MUTED, font(18))
+    x, y, letters = GAP, y + STRIP, font(TEXT)
+    for text, colors in entries:
+        for color in colors:
             draw.rectangle((x, y + 4, x + 14, y + 18), fill=color)
             x += 16
-        draw.text((x + 4, y + 11), text, MUTED, font, anchor="lm")
-        x += 4 + draw.textlength(text, font) + 20
+        draw.text((x + 4, y + 11), text, MUTED, letters, anchor="lm")
+        x += 4 + draw.textlength(text, letters) + 20
+    return page, top
 
 
-def _font(size: float):
+def label(draw: ImageDraw, place: tuple[int, int, int], left: str, right: str) -> None:
+    """Text under a cell, whose left end, lower end and width are `place`."""
+    x, y, width = place
+    letters = font(TEXT)
+    if (needed := draw.textlength(f"{left}  {right}", letters)) > width:
+        letters = font(TEXT * width / needed)
+    draw.text((x + 1, y + STRIP / 2), left, INK, letters, anchor="lm")
+    draw.text((x + width - 1, y + STRIP / 2), right, MUTED, letters, anchor="rm")
+
+
+def _counted(fate: Fate, step: int) -> str:
+    kept, carried = fate.counts(step)
+    return f"{kept} kept" + (f", {carried} merged" if fate.merged else "")
+
+
+def font(size: float):
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -28,6 +28,7 @@ from .command import (
     encode,
     frames_are_images,
     load,
+    load_tower,
     one_sentence,
 )
 from .errors import InputError
@@ -35,14 +36,16 @@ from .readers import open_image
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from .policies import Policy
+    from .video import Video
 
 
 @one_sentence()
 def view(
     model: ModelName,
-    out: Annotated[Path, typer.Option(help="Folder to write sheet.png, overlay.gif and overlay.mp4 to.")],
+    out: Annotated[Path, typer.Option(help="Folder to write sheet.png (merges.png), overlay.gif and overlay.mp4 to.")],
     video: Annotated[Path | None, typer.Option(help="Video, GIF or folder of pictures.")] = None,
     image: Annotated[Path | None, typer.Option(help="Image file, instead of a video.")] = None,
     prompt: Annotated[str, typer.Option(help="What is asked: some policies keep what it is about.")] = "What happens?",
@@ -53,6 +56,7 @@ def view(
     size: Size = LONGEST_EDGE,
     reader: ReaderName = "decord",
     policy: PolicyName = "cdpruner",
+    stage: Annotated[str, typer.Option(help="vision: inside the tower, projector: behind it; as the policy.")] = "",
     keep: Keep = "",
     per: Per = "image",
     fields: Fields = None,
@@ -60,7 +64,7 @@ def view(
     dtype: DType = "auto",
     device: Device = "",
 ) -> None:
-    """Draw what a policy keeps, drops and merges of a video or an image, frame by frame."""
+    """Draw what a policy keeps, drops and merges of a video or an image, frame by frame; inside a tower, in steps."""
     import numpy as np
 
     from .video import read_video
@@ -74,9 +78,14 @@ def view(
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"out={str(out)!r} is a file: give the path of a folder.")
+    if stage and stage != pruning.stage:
+        raise InputError(f"stage={stage!r}, and policy {policy!r} works at stage {pruning.stage!r}: drop one of them.")
     pictures = [open_image(image)] if image else []
     how = {"frames": frames, "fps": fps, "start": start, "end": end, "size": size, "reader": reader}
     videos = [read_video(video, **how)] if video else []
+    if pruning.stage == "vision":
+        _inside(model, pruning, pictures, videos, out, dtype=dtype, device=device)
+        return
     loaded, processor = load(model, dtype=dtype, device=device)
     inputs, placed = encode(processor, loaded, prompt, pictures, videos)
     with wrap(
@@ -106,10 +115,63 @@ def view(
     typer.echo(f"{report}\nwrote {', '.join(map(str, written))}")
 
 
+def _inside(
+    model: str, policy: Policy, pictures: list[Image], videos: list[Video], out: Path, *, dtype: str, device: str
+) -> None:
+    """Of a policy inside a vision transformer: a classifier, or the tower of a vision-language model."""
+    import numpy as np
+    import torch
+
+    from .view import Fate, overlay, save_overlay, sheet
+    from .view_merges import merges, on_the_way, watched
+    from .wrap import wrap
+
+    loaded, processor = load_tower(model, video=bool(videos), dtype=dtype, device=device)
+    reader = getattr(processor, "image_processor", processor)
+    if reader is processor:  # a classifier
+        given = [list(videos[0].frames)] if videos else pictures
+        try:
+            inputs = processor(given, return_tensors="pt").to(loaded.device, loaded.dtype)
+        except ValueError as error:
+            raise InputError(f"{type(processor).__name__} cannot read this: {error}") from None
+    elif videos:
+        raise InputError(f"model={model!r} sees frames one by one: give one as an image, or a classifier of clips.")
+    else:
+        inputs, _ = encode(processor, loaded, "What is this?", pictures)
+    frames = getattr(loaded.config, "num_frames", None)
+    if videos and reader is processor and frames is not None and len(videos[0].frames) != frames:
+        raise InputError(
+            f"the video gives {len(videos[0].frames)} frames, and model={model!r} takes {frames}: add --frames "
+            f"{frames}."
+        )
+    noting, noted = watched(policy)
+    with torch.inference_mode(), wrap(loaded, noting) as handle:
+        loaded(**inputs)
+        report = handle.report()
+    if not report.towers:
+        raise InputError(f"policy {policy.name!r} leaves every patch of this picture: ask it to remove some.")
+    tower, title = report.towers[0], f"{_short(policy)} in the tower of {Path(model).name}"
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / "merges.png"]
+    if videos:
+        fate, times = Fate.of([tower]), videos[0].times
+        sheet(videos[0].frames, fate, title=title, times=times).save(written[0])
+        written += save_overlay(overlay(videos[0].frames, fate, times=times), out, times)
+    else:
+        seen = _seen(reader, [np.asarray(pictures[0])])[0]
+        panels = [*on_the_way(noted, tower), ("in the end", tower)]
+        merges(seen, panels, title=title).save(written[0])
+    typer.echo(f"{report}\nwrote {', '.join(map(str, written))}")
+
+
 def _short(policy: Policy) -> str:
     """Its name and budget, and what else is not as by default."""
     fields = {field.name: (getattr(policy, field.name), field.default) for field in dataclasses.fields(policy)}
-    said = [f"{name}={value!r}" for name, (value, default) in fields.items() if name == "keep" or value != default]
+    said = [
+        f"{name}={value!r}"
+        for name, (value, default) in fields.items()
+        if value != default or (name == "keep" and value is not None)
+    ]
     return ", ".join([policy.name, *said])
 
 

@@ -142,8 +142,9 @@ def wrap(
         images_are_frames: the images of each prompt, of one size, are the frames of one video, as the processors of
             InternVL and SmolVLM write videos.
         restore: what a language model reads of a tower whose tokens a policy merged. True: as many tokens as ever, a
-            copy for each of those merged. False: the tokens left, at the positions where they stood; only where the
-            projector makes one token of one patch. None: False where that can be, else True.
+            copy for each of those merged, so that each counts for its size. False: the tokens left, at the positions
+            where they stood, each counting for one; only where the projector makes one token of one patch. None: True
+            for policies that merge, False for those that drop, which have no copies.
         tokenizer: the model's tokenizer, for policies that need the instruction as text.
         timing: measure the selection (synchronises the device), for `report()`.
 

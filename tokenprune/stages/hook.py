@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -34,10 +35,15 @@ def by_name(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str,
     """All arguments of a forward by name."""
     if not args:
         return dict(kwargs)
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(_names(type(module)), args, strict=False)), **kwargs}
 
 
 def first_name(module: nn.Module) -> str:
     """Name of the first argument of a forward."""
-    return list(inspect.signature(type(module).forward).parameters)[1]
+    return _names(type(module))[0]
+
+
+@functools.cache
+def _names(cls: type) -> list[str]:
+    """Of the arguments of a module's forward."""
+    return list(inspect.signature(cls.forward).parameters)[1:]

@@ -41,7 +41,7 @@ class Options:
         logits: "kept" (one row per token left) or "full" (the prompt's length).
         drop_empty_rows: newline and row-break tokens of lines without any kept token leave too.
         images_are_frames: the images of a prompt are the frames of one video.
-        restore: as many tokens as ever are read of a tower that was shortened; None: only where that has to be.
+        restore: as many tokens as ever are read of a tower that was shortened; None: where its policy merges.
         tokenizer: turns the prompt into the instruction's text, for policies that need it.
         timing: synchronise the device around the selection and report its time.
     """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import Features
 from ..blocks import Grid
@@ -47,7 +48,7 @@ class TowerStage:
                 policy,
                 restore=True,
                 active=lambda: active() and watch.current is not None,
-                grid=self._grid,
+                grid=partial(_grid, parts.module(path)),
                 done=self._done,
             )
             for path in parts.adapter.towers
@@ -97,22 +98,22 @@ class TowerStage:
                 f"policy {self.policy.name!r} works inside the vision tower, and mm_encoder_outputs were encoded "
                 "before the model was wrapped: pass pixel_values, or encode after wrap."
             )
-        if not runs_of(items) or restore:
-            self._check_restored(items)
+        if not runs_of(items):
+            return False
+        if self.policy.merges if restore is None else restore:
+            self._check_restored()
             return False
         if not self._alone or any(carrier is None or carrier.shape[1] != 1 for carrier in carriers):
-            if restore is False:
-                raise UnsupportedPolicyError(
-                    f"restore=False needs one token for one patch, and {self._family!r} makes tokens of several "
-                    "patches, or mixes them: use restore=None."
-                )
-            self._check_restored(items)
-            return False
+            self._check_restored()
+            raise UnsupportedPolicyError(
+                f"restore=False needs one token for one patch, and {self._family!r} makes tokens of several patches, "
+                "or mixes them: use restore=None."
+            )
         went = [self._narrowed(unit, carrier[:, 0]) for unit, carrier in zip(units, carriers, strict=True)]
         return any(went)
 
-    def _check_restored(self, items: list[Item]) -> None:
-        if runs_of(items) and not self.policy.merges:
+    def _check_restored(self) -> None:
+        if not self.policy.merges:
             raise UnsupportedPolicyError(
                 f"policy {self.policy.name!r} drops patches, which leave holes in what the language model reads where "
                 f"all tokens are restored, or where a token is made of several patches, as in {self._family!r}: use "
@@ -139,15 +140,21 @@ class TowerStage:
             value = stage.expanded(value)
         return value
 
-    def _grid(self, patches: int) -> Grid | None:
-        return None
-
     def _done(self, run: Run) -> None:
         features = self._watch.current
         features.runs.append(run)
         before = sum(one.shape[:-1].numel() for one in features.tower.get(CARRIER, ()))
         features.prefix = run.prefix
         features.tower.setdefault(CARRIER, []).append(run.carriers(before))
+
+
+def _grid(tower: nn.Module, patches: int) -> Grid | None:
+    """Of square pictures of a fixed size."""
+    config = getattr(tower, "config", None)
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if type(size) is not int or type(patch) is not int or (size // patch) ** 2 != patches:
+        return None
+    return 1, size // patch, size // patch
 
 
 def runs_of(items: list[Item]) -> list[Run]:

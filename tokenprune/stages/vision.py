@@ -153,7 +153,6 @@ class VisionStage:
         return grid, {block: k for block, n, k in zip(whole, before, counts, strict=True) if k < n}
 
     def _begin(self, x: Tensor, given: dict[str, Any]) -> None:
-        self._local.run = self._local.pending = None
         if not self._active():
             return
         bounds = given.get("cu_seqlens")
@@ -177,6 +176,8 @@ class VisionStage:
     # Hooks
 
     def _before(self, i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        if i == 0:
+            self._local.run = self._local.pending = None  # of a call that raised
         begins = i == self.tower.whole[0]  # windows in front of it are not the bounds of images
         if not begins and self._run is None:
             return None
@@ -301,11 +302,11 @@ class VisionStage:
         if pending is not None and not self.tower.blocks[i].sums:
             self._prove(i, pending, hidden)
             hidden = pending.tokens + self.tower.blocks[i].scaled(pending.branch)
-        if self.policy.behind and run.event(i):
-            hidden = self._reduced(run, i, hidden)
         if not run.heard and (self.policy.reads or self.policy.proportional):
             raise self._unheard(i)
         run.leave()
+        if self.policy.behind and run.event(i):
+            hidden = self._reduced(run, i, hidden)
         if self.restore and run.reduced and self._is_read(i, module):
             run.short, hidden = hidden, run.restored(hidden)
         if i == self.tower.read[-1]:
