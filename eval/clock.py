@@ -6,8 +6,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,16 +27,30 @@ def ratios(dense: Way, ways: Way, keeps: Sequence[float], batch: Batch, repeats:
     tower left out; "forward" starts at the pixels, so that what a policy looks up in the tower counts, too.
     """
     parts = PARTS if shapes.takes_features(dense.model) else PARTS[1:]
-    found: dict[float, dict[str, list[float]]] = {keep: {part: [] for part in parts} for keep in keeps}
+    found: dict[float, dict[str, float]] = {keep: {} for keep in keeps}
     for part in parts:
-        _seconds(dense, part, 1.0, batch)  # first calls pay for what later ones find ready
+        calls = {None: partial(_seconds, dense, part, 1.0, batch)}
+        seconds = in_turns(calls | {keep: partial(_seconds, ways, part, keep, batch) for keep in keeps}, repeats)
         for keep in keeps:
-            _seconds(ways, part, keep, batch)
-        for _ in range(repeats):
-            whole = _seconds(dense, part, 1.0, batch)
-            for keep in keeps:
-                found[keep][part].append(_seconds(ways, part, keep, batch) / whole)
-    return {keep: {part: statistics.median(values) for part, values in both.items()} for keep, both in found.items()}
+            found[keep][part] = ratio(seconds[keep], seconds[None])
+    return found
+
+
+def in_turns(calls: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
+    """Seconds that each call answers, round by round. First calls, which pay for what later ones find ready, are left
+    out."""
+    found: dict[Any, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            seconds = call()
+            if turn:
+                found[name].append(seconds)
+    return found
+
+
+def ratio(some: list[float], whole: list[float]) -> float:
+    """Median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(some, whole, strict=True))
 
 
 def _seconds(way: Way, part: str, keep: float, batch: Batch) -> float:

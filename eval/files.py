@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
 
 
 def packed(right: np.ndarray) -> list[str]:
@@ -25,6 +28,27 @@ def written(result: dict) -> str:
     facts = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
     rows = ",\n".join("  " + json.dumps(cell) for cell in result["rows"])
     return f'{facts[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
+def replaced(file: Path, text: str) -> None:
+    """Write a file at once, so that a run that is stopped leaves the earlier one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".part").write_text(text)
+    file.with_suffix(".part").replace(file)
+
+
+def publish(folder: Path, name: str, result: dict, text: str) -> None:
+    """`name`.json and `name`.md in the folder, and the Markdown on the console."""
+    replaced(folder / f"{name}.json", written(result) if "rows" in result else json.dumps(result, indent=1) + "\n")
+    replaced(folder / f"{name}.md", text)
+    Console().print(Markdown(text))
+
+
+def at_least(parser: argparse.ArgumentParser, given: argparse.Namespace, **least: int) -> None:
+    """Refuse options below their least values."""
+    for name, value in least.items():
+        if (asked := getattr(given, name)) is not None and asked < value:
+            parser.error(f"--{name} {asked} is below {value}")
 
 
 def read(file: Path) -> dict | None:

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from typer.testing import CliRunner
 
 import tokenprune
+from tests import processors
 from tokenprune import EViT, ToMe, cli
 from tokenprune.eval import shapes
 from tokenprune.view import DARK, FADE, Fate
 from tokenprune.view_merges import merges, mosaic, on_the_way, watched
 
-EDGES = 2  # pixels at the rim of a patch that a border may take
+EDGES = 2  # pixels of a line on either side, where a patch has 32
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +54,17 @@ def test_a_survivor_has_the_mean_colour_of_its_pixels(classifier, sample):
         assert np.abs(seen[source == one] - mean).max() <= 1
 
 
-def test_borders_lie_between_survivors_and_only_there(classifier, sample):
+@pytest.mark.parametrize("color", [(90, 120, 90), (250, 250, 250), (0, 0, 0)])
+def test_lines_part_survivors_and_nothing_else_whatever_the_colour(classifier, sample, color):
     _, tower = ran(classifier, sample, ToMe(r=24))
-    plain = Image.new("RGB", (512, 512), (90, 120, 90))
-    drawn = np.asarray(mosaic(plain, Fate.of([tower])))
-    colored = (drawn != (90, 120, 90)).any(-1)
+    drawn = np.asarray(mosaic(Image.new("RGB", (512, 512), color), Fate.of([tower]))).astype(int)
+    lines = np.abs(drawn - color).max(-1) > 30
     source = tower.source.numpy().reshape(16, 16)
-    several = np.bincount(source.ravel()) > 1
-    for row in range(16):
-        for column in range(15):
-            left, right = source[row, column], source[row, column + 1]
-            line = colored[row * 32 + 16, column * 32 + 32 - EDGES : column * 32 + 32 + EDGES]
-            assert line.any() == (left != right and bool(several[left] or several[right]))
-    assert not inside(drawn != (90, 120, 90), 16, 16).any()
+    for grid, shown in ((source, lines), (source.T, lines.T)):
+        middle = shown[16::32]  # of every row of patches
+        apart = np.stack([middle[:, at - EDGES : at + EDGES].all(1) for at in range(32, 512, 32)], 1)
+        assert np.array_equal(apart, grid[:, 1:] != grid[:, :-1])
+        assert np.count_nonzero(middle) == 2 * EDGES * np.count_nonzero(apart)
 
 
 def test_dropped_patches_are_dark(classifier, sample):
@@ -76,6 +76,17 @@ def test_dropped_patches_are_dark(classifier, sample):
     assert 0 < gone.sum() < 256
     assert (drawn[gone] == dark).all()
     assert (drawn[~gone] == 255).all()
+
+
+def test_patches_that_are_fused_are_dark_and_the_others_as_they_are(classifier, sample):
+    _, tower = ran(classifier, sample, EViT(keep_rate=0.5))
+    plain, fate = Image.new("RGB", (512, 512), (255, 255, 255)), Fate.of([tower])
+    drawn = inside(np.asarray(mosaic(plain, fate, fused=True)), 16, 16).reshape(256, 3)
+    alone = np.bincount(tower.source)[tower.source] == 1
+    assert tower.kept - 3 <= alone.sum() < tower.kept < 256  # all but the tokens fused in three blocks
+    assert (drawn[alone] == 255).all()
+    assert (drawn[~alone] == np.round(255 * (FADE * DARK + 1 - FADE))).all()
+    assert (inside(np.asarray(mosaic(plain, fate)), 16, 16) == 255).all()
 
 
 def test_on_the_way_are_what_the_blocks_left(classifier, sample):
@@ -121,22 +132,81 @@ def test_a_picture_from_the_command_line(view, tmp_path, options, left):
         assert page.width > 700
 
 
-def test_a_clip_from_the_command_line(view, tmp_path):
-    clip = next(shapes.held_out_motions(1))
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for number, frame in enumerate(clip.pictures):
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    for number, frame in enumerate(next(shapes.held_out_motions(1)).pictures):
         frame.save(folder / f"{number:02}.png")
-    model = ("--model", shapes.MOTION_CHECKPOINT, "--video", folder, "--image", "")
-    options = [one for one in model if one != ""][:4]
-    left = ["view", *map(str, options), "--out", str(tmp_path / "out"), "--policy", "sta", "--set", "r=16"]
-    result = CliRunner().invoke(cli.app, [*left, "--frames", "16"], env={"COLUMNS": "200"})
+    return folder
+
+
+@pytest.fixture
+def view_clip(clip, tmp_path):
+    def invoke(*options):
+        given = {"--model": shapes.MOTION_CHECKPOINT, "--video": clip, "--out": tmp_path / "out"}
+        left = [one for name, value in given.items() if name not in options for one in (name, value)]
+        return CliRunner().invoke(cli.app, ["view", *map(str, (*left, *options))], env={"COLUMNS": "200"})
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--policy", "sta", "--set", "r=16"), "video 0  kept 288/512"),  # as many frames as the model takes
+        (("--policy", "tome", "--keep", "100", "--frames", "16"), "100/512"),
+        (("--policy", "tome", "--set", "r=30", "--model", shapes.VIDEO_CHECKPOINT, "--frames", "3"), "3 images"),
+    ],
+)
+def test_a_clip_from_the_command_line(view_clip, tmp_path, options, words):
+    result = view_clip(*options)
     assert result.exit_code == 0, result.output
-    assert "288/512" in result.output
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"merges.png", "overlay.gif"}
-    result = CliRunner().invoke(cli.app, [*left, "--frames", "12"], env={"COLUMNS": "200"})
+    assert words in result.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"merges.png", "overlay.gif", "overlay.mp4"}
+
+
+def test_a_classifier_with_a_video_processor(view_clip, tmp_path):
+    model = transformers.AutoModelForVideoClassification.from_pretrained(shapes.MOTION_CHECKPOINT)
+    model.save_pretrained(tmp_path / "model")
+    square = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    transformers.VideoMAEVideoProcessor(**square).save_pretrained(tmp_path / "model")
+    result = view_clip("--model", tmp_path / "model", "--policy", "tome", "--keep", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "256/512" in result.output
+
+
+def test_the_tiles_of_a_picture_are_drawn_as_the_tower_sees_them(view, tmp_path):
+    colors = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)]
+    picture = Image.new("RGB", (64, 64))
+    for number, color in enumerate(colors):
+        picture.paste(color, (number % 2 * 32, number // 2 * 32, number % 2 * 32 + 32, number // 2 * 32 + 32))
+    picture.save(tmp_path / "tiles.png")
+    model = processors.save("llava_onevision", tmp_path / "model")
+    result = view("--model", model, "--image", tmp_path / "tiles.png", "--policy", "tome", "--set", "r=2")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "out" / "merges.png") as page:
+        drawn = np.asarray(page).astype(int)
+    left = [np.argwhere(np.abs(drawn - color).max(-1) <= 4)[:, 1].max() for color in colors]
+    assert left == sorted(left)  # a whole picture, then tile by tile
+    assert left[0] < drawn.shape[1] / 2 < left[2]
+
+
+def test_a_tower_whose_patches_lie_nobody_knows_how(view, tmp_path):
+    result = view("--model", processors.save("qwen2_vl", tmp_path / "model"), "--policy", "tome", "--set", "r=4")
     assert result.exit_code == 2
-    assert "add --frames 16" in result.output
+    assert "where the" in result.stderr
+    assert "is not known: view a policy of stage 'projector'" in result.stderr
+
+
+def test_clips_and_pictures_that_a_model_does_not_take(view, view_clip, tmp_path):
+    for result, words in (
+        (view_clip("--policy", "tome", "--frames", "12"), "takes clips of 16: give --frames 16"),
+        (view_clip("--policy", "tome", "--model", shapes.VIT_CHECKPOINT), "classifies images, not videos"),
+        (view("--policy", "tome", "--model", shapes.MOTION_CHECKPOINT), "classifies videos, not images: give --video"),
+    ):
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.output
+        assert words in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -144,12 +214,12 @@ def test_a_clip_from_the_command_line(view, tmp_path):
     [
         (("--policy", "tome", "--stage", "projector"), "works at stage 'vision'"),
         (("--policy", "divprune", "--stage", "vision"), "works at stage 'projector'"),
-        (("--policy", "divprune"), "takes no images"),
+        (("--policy", "divprune"), "has no language model"),
         (("--policy", "tome", "--set", "r=0"), "leaves every patch"),
         (("--policy", "tome", "--set", "r=8", "--keep", "9"), "both given"),
         (("--policy", "tome", "--set", "r=x"), "the field takes"),
         (("--policy", "sta", "--set", "r=4"), "needs a clip"),
-        (("--policy", "tome", "--model", shapes.MOTION_CHECKPOINT), "neither a classifier of images"),
+        (("--policy", "tome", "--stage", "vison"), "stage='vison'"),
     ],
 )
 def test_errors(view, tmp_path, options, sentence):

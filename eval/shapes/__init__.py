@@ -1,4 +1,4 @@
-"""Two small vision-language models trained in this repository, and the scenes and clips they are asked about.
+"""Two small vision-language models and two classifiers trained in this repository, and what they are asked about.
 
 Everything is loaded on first use, so that importing this package costs nothing.
 """
@@ -21,6 +21,9 @@ _HOMES = {
     "heldout": ("Sample", "easy_vqa", "held_out"),
     "video_heldout": ("VideoSample", "held_out_clips", "shuffled"),
     "evaluate": ("accuracy",),
+    "classifiers": ("MOTION_CHECKPOINT", "VIT_CHECKPOINT", "classify", "load_motion", "load_vit"),
+    "vit_data": ("LABELS", "ObjectSample", "held_out_objects"),
+    "motion_data": ("MOTIONS", "MotionSample", "held_out_motions"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -25,13 +25,13 @@ VIDEO_CHECKPOINT = Path(__file__).parent / "checkpoint_video"
 
 def load(dtype: torch.dtype = torch.float32, folder: Path = CHECKPOINT) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The trained model in eval mode, and its processor."""
-    model = AutoModelForImageTextToText.from_pretrained(_existing(folder), dtype=dtype)
+    model = AutoModelForImageTextToText.from_pretrained(existing(folder), dtype=dtype)
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
 def load_clip(folder: Path = CHECKPOINT / "clip") -> tuple[CLIPModel, PreTrainedTokenizerBase]:
     """A CLIP with the same vision tower and a text tower for questions, in eval mode, and its tokenizer."""
-    model = CLIPModel.from_pretrained(_existing(folder), dtype=torch.float32)
+    model = CLIPModel.from_pretrained(existing(folder), dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
@@ -39,11 +39,12 @@ def load_video(
     dtype: torch.dtype = torch.float32, folder: Path = VIDEO_CHECKPOINT
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The trained video model in eval mode, and its processor, which needs torchvision."""
-    model = AutoModelForImageTextToText.from_pretrained(_existing(folder, "video_train"), dtype=dtype)
+    model = AutoModelForImageTextToText.from_pretrained(existing(folder, "video_train"), dtype=dtype)
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
-def _existing(folder: Path, trainer: str = "train") -> Path:
+def existing(folder: Path, trainer: str = "train") -> Path:
+    """The folder, if a checkpoint is there; `trainer`: the module that writes one."""
     if not (folder / "config.json").exists():
         raise FileNotFoundError(
             f"no checkpoint in {folder}; train one with python -m tokenprune.eval.shapes.{trainer} --out FOLDER"

@@ -39,6 +39,7 @@ SHAPES = (
     Shape("attention", "layernorm_after", "dropout", scale="lambda_2"),  # InternVL
     Shape("attention", "layernorm_after", "dropout"),  # ViT, DeiT
     Shape("attention", "norm2", "drop_path", rotary=True),  # DINOv2, DINOv3
+    Shape("attention.attention", "norm2", "drop_path", rotary=True),  # DINOv2 of older transformers
     Shape("attention.attention", "layernorm_after", "output", sums=True),  # VideoMAE
     Shape("attn", "norm2", "drop_path2", rotary=True),  # timm
     Shape("attn", "norm2", "mlp"),  # Qwen-VL and its relatives
