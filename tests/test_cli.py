@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tokenprune import cli, command
 from tokenprune.errors import InputError, InvalidArgumentError, UnsupportedModelError
+from tokenprune.eval.shapes import MOTION_CHECKPOINT, VIT_CHECKPOINT
 from tokenprune.registry import list_policies
 
 QUESTION = "what color is the star?"
@@ -57,6 +58,9 @@ def test_list_names_every_policy_with_stage_needs_and_purpose(call):
     assert sorted(rows) == list_policies()
     assert re.search(r"cdpruner +projector +features, text +Conditional diversity", rows["cdpruner"])
     assert re.search(r"uniform +projector +nothing +Tokens at evenly", rows["uniform"])
+    assert re.search(r"tome +vision +keys of its blocks +Token merging", rows["tome"])
+    assert re.search(r"evit +vision +attention of the class token in its blocks +The tokens", rows["evit"])
+    assert re.search(r"random-blocks +vision +nothing +Uniformly", rows["random-blocks"])
 
 
 def test_list_takes_a_wildcard(call):
@@ -96,6 +100,12 @@ def test_show_tells_when_to_use_it_and_its_limits(call):
     assert "attention received (vision layer 37.5% deep)" in call("show", "hiprune").stdout
 
 
+def test_show_tells_what_a_policy_inside_the_tower_reads(call):
+    text = call("show", "tome").stdout
+    assert re.search(r"stage +vision\nneeds +keys of its blocks\n", "\n".join(map(str.rstrip, text.splitlines())))
+    assert "x_b <- sum s_i x_i / sum s_i" in text
+
+
 def test_show_suggests_the_nearest_name(call):
     assert_one_sentence(call("show", "cdprunner"), "did you mean 'cdpruner'?")
 
@@ -109,6 +119,9 @@ def test_show_suggests_the_nearest_name(call):
         (("--policy", "uniform", "--keep", "9", "--positions", "compact"), "positions compact"),
         (("--policy", "pool", "--keep", "16", "--dtype", "bfloat16"), "sequence 263 -> 23"),
         (("--policy", "none"), "kept 256/256 (100.0 %)"),
+        (("--policy", "tome", "--set", "r=[40]"), "216/256 patches left"),
+        (("--policy", "tome", "--set", "r=40", "--restore"), "sequence 263 -> 263"),
+        (("--policy", "tome", "--set", "r=40", "--no-restore"), "sequence 263 -> 223"),
     ],
 )
 def test_run_prints_an_answer_and_the_report(run, options, report):
@@ -204,6 +217,12 @@ def test_run_refuses_a_text_only_model(run, tmp_path):
     assert_one_sentence(run("--model", tmp_path / "text-only"), "is a 'llama', which takes no images")
 
 
+def test_run_refuses_a_classifier(run):
+    for model, kind in ((VIT_CHECKPOINT, "vit"), (MOTION_CHECKPOINT, "videomae")):
+        result = run("--model", model, "--policy", "tome", "--keep", "0.5")
+        assert_one_sentence(result, f"is a {kind!r}, which has no language model", "tokenprune view")
+
+
 class Processor:
     def __init__(self, image_token="<image>", video_token="<video>", chat_template=None):
         self.image_token, self.video_token, self.chat_template = image_token, video_token, chat_template
@@ -238,3 +257,15 @@ def test_numbers_and_assignments():
     assert command.assignment("a=b=c") == ("a", "b=c")
     with pytest.raises(InvalidArgumentError):
         command.assignment("a")
+
+
+@pytest.mark.parametrize("value", ["8", "[8, 4]", "(8, -0.5)", "(8, 1)", "None"])
+def test_schedules_as_the_command_line_writes_them(value):
+    policy = command.budgeted("tome", "", "image", [f"r={value}"])
+    assert (repr(policy.r), policy.keep) == (value, 0.25 if value == "None" else None)
+
+
+@pytest.mark.parametrize("value", ["0.5", "(8, 4, 2)", "[8, 0.5]", "('a', 0.5)", "many"])
+def test_values_that_are_no_schedule(value):
+    with pytest.raises(InvalidArgumentError, match=r"the field takes int \| list\[int\] \| tuple\[int, float\]"):
+        command.budgeted("tome", "", "image", [f"r={value}"])

@@ -27,13 +27,10 @@ from .command import (
     Size,
     Start,
     budgeted,
-    encode,
-    frames_are_images,
-    load,
     one_sentence,
+    prepared,
 )
 from .errors import InputError
-from .readers import open_image
 from .train_cli import train
 from .view_cli import view
 
@@ -125,6 +122,10 @@ def run(
     per: Per = "image",
     fields: Fields = None,
     positions: Positions = "",
+    restore: Annotated[
+        bool | None,
+        typer.Option("--restore/--no-restore", help="Copies for patches merged in the tower; else as the policy does."),
+    ] = None,
     dtype: DType = "auto",
     device: Device = "",
     max_new_tokens: Annotated[
@@ -135,35 +136,20 @@ def run(
     """Answer a question about images or videos with a pruned model, and report what was pruned."""
     from rich.console import Console
 
-    from .video import read_video
-    from .wrap import wrap
-
     pruning = budgeted(policy, keep, per, fields)
     if not prompt.strip():
         raise InputError("prompt='' is empty: give a question.")
     if not image and not video:
         raise InputError("image and video are both missing: give at least one --image or --video.")
-    pictures = [open_image(path) for path in image or []]
     how = {"frames": frames, "fps": fps, "start": start, "end": end, "size": size, "reader": reader}
-    videos = [read_video(path, **how) for path in video or []]
-    loaded, processor = load(model, dtype=dtype, device=device)
-    inputs, placed = encode(processor, loaded, prompt, pictures, videos)
-    with wrap(
-        loaded,
-        pruning,
-        positions=positions or None,
-        images_are_frames=frames_are_images(inputs, pictures, videos),
-        tokenizer=getattr(processor, "tokenizer", None),
-        timing=timing,
-    ) as handle:
-        handle.instruction = prompt if placed else None
-        handle.image_sizes = None if videos else [picture.size for picture in pictures]
-        if timing:  # the first forward is slow for other reasons
-            loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
-        longest = max_new_tokens or loaded.generation_config.max_new_tokens or 64
-        generated = loaded.generate(**inputs, max_new_tokens=longest, do_sample=False)
-        report = handle.report()
-    answer = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+    given = pruning, prompt, image or [], video or [], how
+    options = {"positions": positions or None, "restore": restore, "timing": timing}
+    with prepared(model, *given, dtype=dtype, device=device, **options) as one:
+        longest = max_new_tokens or one.model.generation_config.max_new_tokens or 64
+        for length in [1, longest] if timing else [longest]:  # the first forward is slow for other reasons
+            generated = one.model.generate(**one.inputs, max_new_tokens=length, do_sample=False)
+        report, read = one.handle.report(), one.inputs["input_ids"].shape[1]
+    answer = one.processor.batch_decode(generated[:, read:], skip_special_tokens=True)[0]
     console = Console(highlight=False, soft_wrap=True)
     console.print(answer.strip(), style="bold", markup=False)
     console.print(str(report), style="dim", markup=False)
@@ -175,7 +161,8 @@ app.command()(view)
 def _needs(policy: Policy) -> str:
     reads = getattr(policy, "reads", "")
     if isinstance(reads, frozenset):  # inside a vision transformer
-        reads = ", ".join(sorted(one.replace("_", " ") for one in reads))
+        what = {"keys": "keys of its blocks", "class_attention": "attention of the class token in its blocks"}
+        reads = ", ".join(what[one] for one in sorted(reads))
     return reads or ", ".join(sorted(map(_need, policy.needs))) or "nothing"
 
 

@@ -7,25 +7,28 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .errors import InputError, InvalidArgumentError, TokenPruneError, UnsupportedModelError, nearest
+from .readers import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .policies import Policy
     from .video import Video
+    from .wrap import Handle
 
 USER_ERROR = 2  # exit code
 SCHEDULES = {"keeps", "r", "keep_rate"}  # fields that say how many tokens stay, instead of a budget
 LONGEST_EDGE = 1024  # pixels of a frame: about as many as video models read of one
 
+Classified = Literal["", "images", "videos"]
 ModelName = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a vision-language model.")]
 Frames = Annotated[int | None, typer.Option(help="Read so many frames at equal steps; 32 if --fps is missing, too.")]
 Fps = Annotated[float | None, typer.Option(help="Read so many frames a second instead.")]
@@ -84,7 +87,8 @@ def budgeted(name: str, keep: str, per: str, fields: list[str] | None) -> Policy
         TokenPruneError: unknown name or field, or a value the field cannot take.
     """
     given = dict(map(assignment, fields or []))
-    budget = {"keep": number(keep)} if keep else {} if SCHEDULES & set(given) else {"keep": 0.25}
+    scheduled = any(given.get(name) is not None for name in SCHEDULES)
+    budget = {"keep": number(keep)} if keep else {} if scheduled else {"keep": 0.25}
     return make_policy(name, {**budget, "per": per, **given})
 
 
@@ -112,50 +116,25 @@ def make_policy(name: str, fields: dict[str, Any]) -> Policy:
     return cls(**fields)
 
 
-def load(model: str, *, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
+def load(model: str, *, classifies: Classified = "", dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
     """A vision-language model in eval mode and its processor, from a folder or the hub.
 
-    Raises:
-        InputError: nothing there, or nothing that can be loaded.
-        UnsupportedModelError: it takes no images.
-    """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    kinds = [(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, AutoProcessor)]
-    return _load(model, kinds, "takes no images: give a vision-language model", dtype, device)
-
-
-def load_tower(model: str, *, video: bool, dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
-    """A classifier of images or of clips, or a vision-language model, in eval mode, and its processor.
+    Args:
+        classifies: also takes a classifier of these.
 
     Raises:
         InputError: nothing there, or nothing that can be loaded.
         UnsupportedModelError: none of these.
     """
-    from transformers import (
-        AutoImageProcessor,
-        AutoModelForImageClassification,
-        AutoModelForImageTextToText,
-        AutoModelForVideoClassification,
-        AutoProcessor,
-    )
-    from transformers.models.auto import modeling_auto as auto
-
-    classifier = (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification, AutoImageProcessor)
-    if video:
-        classifier = (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, AutoModelForVideoClassification, AutoImageProcessor)
-    kinds = [classifier, (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText, AutoProcessor)]
-    what = "clips" if video else "images"
-    return _load(model, kinds, f"is neither a classifier of {what} nor a vision-language model", dtype, device)
-
-
-def _load(model: str, kinds: list[tuple[Any, Any, Any]], obstacle: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """Args: kinds: (mapping of configs, class that loads the model, class that loads its processor), by preference."""
     import torch
-    from transformers import AutoConfig
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
     from transformers.utils.logging import disable_progress_bar
 
+    classifiers = {
+        "images": (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, transformers.AutoModelForImageClassification),
+        "videos": (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, transformers.AutoModelForVideoClassification),
+    }
     dtypes = ("auto", "float32", "float16", "bfloat16")
     if dtype not in dtypes:
         raise InvalidArgumentError(f"dtype={dtype!r} is not one of {', '.join(dtypes)}{nearest(dtype, dtypes)}.")
@@ -165,13 +144,36 @@ def _load(model: str, kinds: list[tuple[Any, Any, Any]], obstacle: str, dtype: s
     except (RuntimeError, AssertionError) as error:
         raise InvalidArgumentError(f"device={device!r} cannot be used ({_line(error)}): try cpu.") from None
     disable_progress_bar()
+    with _sentences_about(model):
+        config = transformers.AutoConfig.from_pretrained(model)
+        if type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            kind = transformers.AutoModelForImageTextToText
+        elif classifies and type(config) in classifiers[classifies][0]:
+            kind = classifiers[classifies][1]
+        else:
+            found = next((what for what, (configs, _) in classifiers.items() if type(config) in configs), "")
+            raise UnsupportedModelError(f"model={model!r} is a {config.model_type!r}, {_obstacle(found, classifies)}.")
+        processor = transformers.AutoProcessor.from_pretrained(model)
+        loaded = kind.from_pretrained(model, dtype=dtype)
+    return loaded.to(device).eval(), processor
+
+
+def _obstacle(found: Classified, wanted: Classified) -> str:
+    """Why a model that classifies such things, or is none of those known, is not loaded, and what to do."""
+    if found and wanted:
+        return f"which classifies {found}, not {wanted}: give --{found[:-1]}"
+    if found:
+        return (
+            "which has no language model: give a vision-language model, or `tokenprune view` it with a policy of "
+            "stage 'vision' (tome)"
+        )
+    return "which takes no images: give a vision-language model" + (f" or a classifier of {wanted}" if wanted else "")
+
+
+@contextmanager
+def _sentences_about(model: str):
     try:
-        config = AutoConfig.from_pretrained(model)
-        found = next((kind[1:] for kind in kinds if type(config) in kind[0]), None)
-        if found is None:
-            raise UnsupportedModelError(f"model={model!r} is a {config.model_type!r}, which {obstacle}.")
-        processor = found[1].from_pretrained(model)
-        loaded = found[0].from_pretrained(model, dtype=dtype)
+        yield
     except ImportError as error:
         raise InputError(
             f"model={model!r} needs a package that is not installed ({_line(error)}): install it, for video models by "
@@ -183,7 +185,78 @@ def _load(model: str, kinds: list[tuple[Any, Any, Any]], obstacle: str, dtype: s
         raise InputError(
             f"model={model!r} is neither a folder here nor a model that can be fetched from the hub: check the name."
         ) from None
-    return loaded.to(device).eval(), processor
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A wrapped model, its processor and what it is to be run on: `inputs`, made of `pictures` and `videos`."""
+
+    model: Any
+    processor: Any
+    inputs: Any
+    handle: Handle
+    pictures: list[Image]
+    videos: list[Video]
+
+    def run(self) -> None:
+        """One forward."""
+        import torch
+
+        with torch.inference_mode():
+            if self.model.can_generate():
+                self.model.generate(**self.inputs, max_new_tokens=1, do_sample=False)
+            else:
+                self.model(**self.inputs)
+
+
+@contextmanager
+def prepared(
+    model: str,
+    policy: Policy,
+    prompt: str,
+    images: Sequence[Path],
+    videos: Sequence[Path],
+    how: dict[str, Any],
+    *,
+    classifies: Classified = "",
+    dtype: str,
+    device: str,
+    **options: Any,
+) -> Iterator[Prepared]:
+    """Reads images and videos, loads a model, encodes them for it, and wraps it for as long as it is used.
+
+    Args:
+        how: arguments of `read_video`. A classifier of videos says itself how many frames, where neither `frames` nor
+            `fps` does.
+        classifies: as of `load`.
+        options: of `wrap`.
+    """
+    from .video import read_video
+    from .wrap import wrap
+
+    pictures = [open_image(path) for path in images]
+    if classifies == "videos" and how["frames"] is None and how["fps"] is None:
+        how = {**how, "frames": _clip_length(model)}
+    read = [read_video(path, **how) for path in videos]
+    loaded, processor = load(model, classifies=classifies, dtype=dtype, device=device)
+    if not loaded.can_generate():
+        with wrap(loaded, policy, **options) as handle:
+            yield Prepared(loaded, processor, encode_plain(processor, loaded, pictures, read), handle, pictures, read)
+        return
+    inputs, placed = encode(processor, loaded, prompt, pictures, read)
+    options |= {"images_are_frames": frames_are_images(inputs, pictures, read)}
+    with wrap(loaded, policy, tokenizer=getattr(processor, "tokenizer", None), **options) as handle:
+        handle.instruction = prompt if placed else None
+        handle.image_sizes = None if read else [picture.size for picture in pictures]
+        yield Prepared(loaded, processor, inputs, handle, pictures, read)
+
+
+def _clip_length(model: str) -> int | None:
+    """Frames that a classifier of videos takes, None where it does not say."""
+    from transformers import AutoConfig
+
+    with _sentences_about(model):
+        return getattr(AutoConfig.from_pretrained(model), "num_frames", None)
 
 
 def with_placeholders(processor: Any, prompt: str, *, images: int = 0, videos: int = 0) -> str:
@@ -261,6 +334,28 @@ def encode(
     if seconds is not None:  # positions are made of them
         inputs["second_per_grid_ts"] = seconds
     return inputs, text != prompt
+
+
+def encode_plain(processor: Any, model: Any, pictures: Sequence[Image], videos: Sequence[Video]) -> Any:
+    """A forward's arguments of a classifier, for one picture or one video.
+
+    Raises:
+        InputError: it takes clips of another length, or the processor refuses this one.
+    """
+    frames = getattr(model.config, "num_frames", None)
+    for video in videos:
+        if frames is not None and len(video) != frames:
+            raise InputError(
+                f"video={video.path!r} gives {len(video)} frames, and {type(model).__name__} takes clips of {frames}: "
+                f"give --frames {frames}, and a video that has so many."
+            )
+    given = [list(video.frames) for video in videos] or list(pictures)
+    options = {"do_sample_frames": False} if hasattr(processor, "sample_frames") else {}
+    try:
+        inputs = processor(given, return_tensors="pt", **options)
+    except ValueError as error:
+        raise InputError(f"{type(processor).__name__} cannot encode this ({_line(error)}): give another.") from None
+    return inputs.to(model.device, dtype=model.dtype)
 
 
 def frames_are_images(inputs: Any, pictures: Sequence[Image], videos: Sequence[Video]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,25 +22,24 @@ from .command import (
     Per,
     PolicyName,
     Positions,
+    Prepared,
     ReaderName,
     Size,
     Start,
     budgeted,
-    encode,
-    frames_are_images,
-    load,
-    load_tower,
     one_sentence,
+    prepared,
 )
-from .errors import InputError
-from .readers import open_image
+from .errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
     from .policies import Policy
-    from .video import Video
+    from .policies.vision import VisionPolicy
+    from .report import TowerReport
+    from .view_merges import Noted
 
 
 @one_sentence()
@@ -67,9 +67,8 @@ def view(
     """Draw what a policy keeps, drops and merges of a video or an image, frame by frame; inside a tower, in steps."""
     import numpy as np
 
-    from .video import read_video
     from .view import Fate, overlay, save_overlay, sheet
-    from .wrap import wrap
+    from .view_merges import watched
 
     pruning = budgeted(policy, keep, per, fields)
     if (video is None) == (image is None):
@@ -80,88 +79,85 @@ def view(
         raise InputError(f"out={str(out)!r} is a file: give the path of a folder.")
     if stage and stage != pruning.stage:
         raise InputError(f"stage={stage!r}, and policy {policy!r} works at stage {pruning.stage!r}: drop one of them.")
-    pictures = [open_image(image)] if image else []
     how = {"frames": frames, "fps": fps, "start": start, "end": end, "size": size, "reader": reader}
-    videos = [read_video(video, **how)] if video else []
-    if pruning.stage == "vision":
-        _inside(model, pruning, pictures, videos, out, dtype=dtype, device=device)
-        return
-    loaded, processor = load(model, dtype=dtype, device=device)
-    inputs, placed = encode(processor, loaded, prompt, pictures, videos)
-    with wrap(
-        loaded,
-        pruning,
-        positions=positions or None,
-        images_are_frames=frames_are_images(inputs, pictures, videos),
-        tokenizer=getattr(processor, "tokenizer", None),
-    ) as handle:
-        handle.instruction = prompt if placed else None
-        handle.image_sizes = None if videos else [picture.size for picture in pictures]
-        loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
-        report = handle.report()
-    fate = Fate.of(report.units)
-    given = videos[0].frames if videos else [np.asarray(picture) for picture in pictures]
-    seen = _seen(processor.video_processor if videos else processor.image_processor, given)
-    times = videos[0].times if videos else None
-    name = (video or image).name
-    if times is not None:
-        name += f", {len(given)} frames of {videos[0].duration:g} s"
-    drawn = sheet(seen, fate, title=f"{_short(pruning)}\n{name}", times=times)
+    given = prompt, [image] if image else [], [video] if video else [], how
+    options = {"positions": positions or None, "dtype": dtype, "device": device}
+    title, noted, inside = _short(pruning), [], pruning.stage == "vision"
+    if inside:
+        pruning, noted = watched(pruning)
+        options["classifies"] = "videos" if video else "images"
+    with prepared(model, pruning, *given, **options) as one:
+        one.run()
+        report = one.handle.report()
+    shown = one.videos[0].frames if video else [np.asarray(one.pictures[0])]
+    times, name = None, (video or image).name
+    if video:
+        times, name = one.videos[0].times, f"{name}, {len(shown)} frames of {one.videos[0].duration:g} s"
+    where = f" in the tower of {Path(model).name}" if inside else ""
+    seen, title = _seen(_reader(one), shown), f"{title}{where}\n{name}"
+    if inside:
+        drawn = _inside(one, pruning, report.towers, noted, seen, title, times)
+    else:
+        drawn = sheet(seen, Fate.of(report.units), title=title, times=times)
     out.mkdir(parents=True, exist_ok=True)
-    drawn.save(out / "sheet.png")
-    written = [out / "sheet.png"]
+    written = [out / ("merges.png" if inside else "sheet.png")]
+    drawn.save(written[0])
     if times is not None:
+        fate = Fate.of(report.towers if inside else report.units)
         written += save_overlay(overlay(seen, fate, times=times), out, times)
     typer.echo(f"{report}\nwrote {', '.join(map(str, written))}")
 
 
 def _inside(
-    model: str, policy: Policy, pictures: list[Image], videos: list[Video], out: Path, *, dtype: str, device: str
-) -> None:
-    """Of a policy inside a vision transformer: a classifier, or the tower of a vision-language model."""
-    import numpy as np
+    one: Prepared,
+    policy: VisionPolicy,
+    towers: list[TowerReport],
+    noted: list[Noted],
+    seen: list[np.ndarray],
+    title: str,
+    times: Sequence[float] | None,
+) -> Image:
+    """What became of the patches of a picture, of its tiles, of a clip, or of the frames of a video one by one."""
+    from .view import Fate, clock, sheet
+    from .view_merges import merges, on_the_way, pairs
+
+    if not towers:
+        raise InputError(f"policy {policy.name!r} leaves every patch of this: ask it to remove some.")
+    if any(tower.grid is None for tower in towers):
+        raise UnsupportedModelError(
+            f"where the {towers[0].total} patches that the tower of {one.model.config.model_type!r} sees lie in the "
+            "picture is not known: view a policy of stage 'projector'."
+        )
+    fused = not policy.merges
+    if len(towers) == 1 and times is not None:
+        return sheet(seen, Fate.of(towers), title=title, times=times)
+    if len(towers) == 1:
+        return merges(seen[0], [*on_the_way(noted, towers[0]), ("in the end", towers[0])], title=title, fused=fused)
+    if times is None:
+        return pairs(_tiles(one, len(towers)), towers, [""] * len(towers), title=title, fused=fused)
+    return pairs(seen, towers, [clock(time) for time in times], title=title, fused=fused)
+
+
+def _reader(one: Prepared) -> Any:
+    """What makes pixels that the model reads of pictures or frames."""
+    return getattr(one.processor, "video_processor" if one.videos else "image_processor", one.processor)
+
+
+def _tiles(one: Prepared, count: int) -> list[np.ndarray]:
+    """What a processor cut of a picture, as the tower sees it."""
     import torch
 
-    from .view import Fate, overlay, save_overlay, sheet
-    from .view_merges import merges, on_the_way, watched
-    from .wrap import wrap
-
-    loaded, processor = load_tower(model, video=bool(videos), dtype=dtype, device=device)
-    reader = getattr(processor, "image_processor", processor)
-    if reader is processor:  # a classifier
-        given = [list(videos[0].frames)] if videos else pictures
-        try:
-            inputs = processor(given, return_tensors="pt").to(loaded.device, loaded.dtype)
-        except ValueError as error:
-            raise InputError(f"{type(processor).__name__} cannot read this: {error}") from None
-    elif videos:
-        raise InputError(f"model={model!r} sees frames one by one: give one as an image, or a classifier of clips.")
-    else:
-        inputs, _ = encode(processor, loaded, "What is this?", pictures)
-    frames = getattr(loaded.config, "num_frames", None)
-    if videos and reader is processor and frames is not None and len(videos[0].frames) != frames:
-        raise InputError(
-            f"the video gives {len(videos[0].frames)} frames, and model={model!r} takes {frames}: add --frames "
-            f"{frames}."
+    pixels, reader = one.inputs["pixel_values"].float().cpu(), _reader(one)
+    if pixels.ndim < 4 or pixels.shape[:-3].numel() != count:
+        raise UnsupportedModelError(
+            f"the tower sees {count} parts of this picture, and what {type(one.processor).__name__} makes of it has "
+            f"the shape {list(pixels.shape)}: view a policy of stage 'projector'."
         )
-    noting, noted = watched(policy)
-    with torch.inference_mode(), wrap(loaded, noting) as handle:
-        loaded(**inputs)
-        report = handle.report()
-    if not report.towers:
-        raise InputError(f"policy {policy.name!r} leaves every patch of this picture: ask it to remove some.")
-    tower, title = report.towers[0], f"{_short(policy)} in the tower of {Path(model).name}"
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / "merges.png"]
-    if videos:
-        fate, times = Fate.of([tower]), videos[0].times
-        sheet(videos[0].frames, fate, title=title, times=times).save(written[0])
-        written += save_overlay(overlay(videos[0].frames, fate, times=times), out, times)
-    else:
-        seen = _seen(reader, [np.asarray(pictures[0])])[0]
-        panels = [*on_the_way(noted, tower), ("in the end", tower)]
-        merges(seen, panels, title=title).save(written[0])
-    typer.echo(f"{report}\nwrote {', '.join(map(str, written))}")
+    if reader.do_normalize:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (reader.image_mean, reader.image_std))
+        pixels = pixels * std + mean
+    pixels = (255 * pixels.flatten(0, -4).clamp(0, 1)).round().to(torch.uint8)
+    return list(pixels.permute(0, 2, 3, 1).numpy())
 
 
 def _short(policy: Policy) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -151,10 +152,10 @@ class TowerStage:
 def _grid(tower: nn.Module, patches: int) -> Grid | None:
     """Of square pictures of a fixed size."""
     config = getattr(tower, "config", None)
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if type(size) is not int or type(patch) is not int or (size // patch) ** 2 != patches:
-        return None
-    return 1, size // patch, size // patch
+    sizes = [getattr(config, name, None) for name in ("image_size", "patch_size")]
+    size, patch = ((one, one) if isinstance(one, int) else tuple(one or (0, 1)) for one in sizes)
+    grid = 1, size[0] // patch[0], size[-1] // patch[-1]
+    return grid if prod(grid) == patches else None
 
 
 def runs_of(items: list[Item]) -> list[Run]:
