@@ -31,6 +31,7 @@ from .command import (
     prepared,
 )
 from .errors import InputError
+from .readers import open_image as open_image  # the demos', too
 from .train_cli import train
 from .view_cli import view
 

@@ -143,11 +143,12 @@ class Report:
         units: one entry per unit; empty if no forward saw visual tokens yet.
         lengths: per sample (dense, pruned) length of the sequence as the language model's first layer reads it, padding
             left out.
-        towers: what happened inside the vision tower, one entry per image (tile, frame, clip) that it was given.
         events: what happened inside the language model, in order.
         selection_ms: time the selection in front of the language model took, if `wrap(..., timing=True)` and any was
             made there; None otherwise.
         shape: sizes of the decoder, None where its config does not name them.
+        towers: what happened inside the vision tower, one entry per image (tile, frame, clip) that it was given; in a
+            vision-language model none where no patch left it.
     """
 
     policy: str
@@ -155,10 +156,10 @@ class Report:
     positions: str
     units: list[UnitReport] = field(default_factory=list)
     lengths: list[tuple[int, int]] = field(default_factory=list)
-    towers: list[TowerReport] = field(default_factory=list)
     events: list[EventReport] = field(default_factory=list)
     selection_ms: float | None = None
     shape: DecoderShape | None = None
+    towers: list[TowerReport] = field(default_factory=list)
 
     @property
     def kept(self) -> int:

@@ -121,7 +121,7 @@ def _inside(
     from .view import Fate, clock, sheet
     from .view_merges import merges, on_the_way, pairs
 
-    if not towers:
+    if all(tower.kept == tower.total for tower in towers):
         raise InputError(f"policy {policy.name!r} leaves every patch of this: ask it to remove some.")
     if any(tower.grid is None for tower in towers):
         raise UnsupportedModelError(

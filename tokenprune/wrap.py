@@ -162,13 +162,19 @@ def wrap(
     discarded for the whole process, since it would ignore the hooks silently.
     """
     policies = _policies(policy, keep, per, of)
+    if restore not in (None, True, False):
+        raise InvalidArgumentError(f"restore={restore!r} is none of True, False and None: give one of these.")
     for name, value, allowed in (("positions", positions, POSITIONS), ("logits", logits, LOGITS)):
         if value not in allowed and not (name == "positions" and value is None):
             raise InvalidArgumentError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}.")
     inner = unwrapped(model)
     known = lookup(getattr(getattr(inner, "config", None), "model_type", None)) is not None
     if not known and (plain := find_plain(inner)) is not None:
-        stage: Stages | PlainStages = _plain_stages(plain, policies)
+        flags = {"drop_empty_rows": drop_empty_rows, "images_are_frames": images_are_frames, "timing": timing}
+        told = {"positions": positions, "logits": None if logits == "kept" else logits, "restore": restore}
+        stage: Stages | PlainStages = _plain_stages(
+            plain, policies, {**told, "tokenizer": tokenizer, **{name: flag or None for name, flag in flags.items()}}
+        )
     elif not known and all(isinstance(one, VisionPolicy) for one in policies) and is_bare(inner):
         raise UnsupportedModelError(
             f"model={type(inner).__name__} has no blocks that tokens can leave: give a vision transformer whose blocks "
@@ -200,10 +206,22 @@ def wrap(
     return Handle(stage)
 
 
-def _plain_stages(parts: PlainParts, policies: list[Policy]) -> PlainStages:
-    """Of a vision transformer without a language model."""
+def _plain_stages(parts: PlainParts, policies: list[Policy], told: dict[str, Any]) -> PlainStages:
+    """Of a vision transformer without a language model.
+
+    Args:
+        told: arguments of `wrap` that are about a language model, None where left as they are.
+    """
     kind = type(parts.model).__name__
     _check_free(kind, parts.tower, parts.entered)
+    for name, value in told.items():
+        if value is not None:
+            raise InvalidArgumentError(
+                f"{name}={value!r} is about what a language model reads, and {kind} has none: drop it."
+            )
+    policies = [one for one in policies if one.name != "none"]
+    if not policies:
+        raise InvalidArgumentError(f"policy='none' leaves {kind} as it is: call it without wrap.")
     for one in policies:
         if not isinstance(one, VisionPolicy):
             raise UnsupportedPolicyError(
@@ -242,9 +260,9 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
                 f"keep=None leaves {one.name!r} without a budget: give wrap(..., keep=...), an int (tokens) or a float "
                 f"in (0, 1] (share){', or its own r' if hasattr(one, 'r') else ''}."
             )
-        if not isinstance(one, VisionPolicy):  # which sees one picture at a time
+        if not isinstance(one, VisionPolicy) or len(several) == 1:  # beside others, which sees one picture at a time
             changes = {name: value for name, value in (("per", per), ("of", of)) if value is not None}
-            one = replace(one, **changes)
+            one = replace(one, **changes) if changes else one
         made.append(one)
     if len(inside := [one for one in made if isinstance(one, VisionPolicy)]) > 1:
         raise InvalidArgumentError(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..blocks import Grid
 from ..errors import UnsupportedPolicyError
 from ..policies.vision import VisionPolicy
-from ..report import Report, TowerReport, UnitReport
+from ..report import Report, UnitReport
 from .blocks import find_blocks, prefix_of
 from .cache import Life
 from .hook import Hook, by_name
@@ -47,6 +47,8 @@ class PlainParts:
 def find_plain(model: Any) -> PlainParts | None:
     """The parts of a plain vision transformer, None where `model` is none of a kind that is known."""
     if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):  # hooks in a compiled graph do nothing
+        return None
+    if getattr(model, "can_generate", bool)():  # a language model beside it, of a family that is not known
         return None
     tower = next((part for name in ("vision_model", "timm_model") if (part := getattr(model, name, None))), model)
     transformers = isinstance(tower, PreTrainedModel) and tower.main_input_name.startswith("pixel_values")
@@ -92,9 +94,9 @@ class PlainStages:
             active=self._active,
             everywhere=lambda: not getattr(self._local, "inside", False),
             grid=self._grid,
-            done=self._done,
+            begun=self._begun,
         )
-        self._last: list[TowerReport] | Run | None = None
+        self._last: Run | None = None
         self._local = threading.local()  # of the forward that runs: pixels' shape, and that it does run
         self._hooks: list[Any] = []
 
@@ -147,7 +149,7 @@ class PlainStages:
     def _exit(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._local.shape, self._local.inside = None, False
 
-    def _done(self, run: Run) -> None:
+    def _begun(self, run: Run) -> None:
         self._last = run
 
     def _active(self) -> bool:

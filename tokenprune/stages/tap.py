@@ -28,8 +28,8 @@ Note = Callable[[nn.Module, Tensor, Tensor, Any, dict[str, Any]], Tensor | None]
 def listen(attention: nn.Module, note: Note) -> Callable[[], None]:
     """Show `note` every call of the module's attention implementation. Returns what undoes it."""
     original = attention.config
-    config = copy.copy(original)
-    config.__class__ = _tapped_class(type(original))
+    config = object.__new__(_tapped_class(type(original)))  # copy.copy of one that is tapped is the model's own
+    vars(config).update(vars(original))
     config._tokenprune = original, note
     attention.config = config
 

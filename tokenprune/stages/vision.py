@@ -83,7 +83,8 @@ class VisionStage:
         active: whether a call that begins now is to be shortened.
         everywhere: whether what any block answers may be read.
         grid: maps the patches of an image to (frames, rows, columns) or None.
-        done: called with every run that removed something, once the last block is through.
+        begun: called with every run as it begins, also with one that will remove nothing.
+        done: called with every run that removes something, once the last block that is read is through.
 
     Raises:
         UnsupportedPolicyError: the tower lacks what the policy needs.
@@ -98,10 +99,12 @@ class VisionStage:
         active: Callable[[], bool],
         everywhere: Callable[[], bool] = lambda: False,
         grid: Callable[[int], Grid | None],
-        done: Callable[[Run], None],
+        begun: Callable[[Run], None] = lambda run: None,
+        done: Callable[[Run], None] = lambda run: None,
     ):
         self.tower, self.policy, self.restore = tower, policy, restore
-        self._active, self.everywhere, self._grid, self._done = active, everywhere, grid, done
+        self._active, self.everywhere, self._grid = active, everywhere, grid
+        self._begun, self._done = begun, done
         self._local = threading.local()
         self._proved: set[int] = set()
         self._checked: set[tuple] = set()  # what the policy was seen to answer well; looking asks the device
@@ -157,7 +160,10 @@ class VisionStage:
             return
         bounds = given.get("cu_seqlens")
         run = Run(x, bounds, self.tower.prefix, self._plan, first=self.tower.whole[0])
+        self._begun(run)
         if not any(group.events for group in run.groups):
+            for group in run.groups:
+                group.lengths = [(group.total, group.total)] * len(self.tower.blocks)
             return
         if self.tower.checkpoints:
             raise UnsupportedPolicyError(
