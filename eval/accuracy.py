@@ -31,7 +31,7 @@ from .. import Policy, list_policies
 from . import intervals, pareto, shapes
 from .asking import Batch, Stacked, Way, check_against_generate, encoded, way
 from .clock import machine, ratios
-from .files import packed, read, reusable, unpacked, written
+from .files import packed, read, replaced, reusable, unpacked, written
 from .inside import EASY as FEW
 from .inside import FRONTS, Inside
 from .rows import configurations, described
@@ -346,11 +346,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     file = given.out / "accuracy.json"
-    given.out.mkdir(parents=True, exist_ok=True)
 
     def save(result: dict) -> None:
-        file.with_suffix(".part").write_text(written(result))
-        file.with_suffix(".part").replace(file)
+        replaced(file, written(result))
 
     result = read(file)
     if not given.plot_only:

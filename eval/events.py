@@ -8,7 +8,6 @@ of the same round, and whether `report()` calls an event one that costs more tha
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import track
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -33,6 +31,7 @@ from .. import (
     wrap,
 )
 from .clock import machine
+from .files import at_least, indented, publish
 
 IMAGE, VOCABULARY, TEXT = 10, 1000, 48
 PATCHES = 576
@@ -159,15 +158,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder for events.json and .md")
     given = parser.parse_args()
-    for name in ("rounds", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} {getattr(given, name)} is below 1")
+    at_least(parser, given, rounds=1, threads=1)
     torch.set_num_threads(given.threads)
     result = measure(given.rounds, SHAPES)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "events.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "events.md").write_text(table(result))
-    Console().print(Markdown(table(result)))
+    publish(given.out, "events", indented(result), table(result))
 
 
 if __name__ == "__main__":

@@ -37,9 +37,14 @@ def replaced(file: Path, text: str) -> None:
     file.with_suffix(".part").replace(file)
 
 
-def publish(folder: Path, name: str, result: dict, text: str) -> None:
-    """`name`.json and `name`.md in the folder, and the Markdown on the console."""
-    replaced(folder / f"{name}.json", written(result) if "rows" in result else json.dumps(result, indent=1) + "\n")
+def indented(result: dict) -> str:
+    """JSON, a line for every number."""
+    return json.dumps(result, indent=1) + "\n"
+
+
+def publish(folder: Path, name: str, data: str, text: str) -> None:
+    """`name`.json with the data and `name`.md with the text in the folder, and the Markdown on the console."""
+    replaced(folder / f"{name}.json", data)
     replaced(folder / f"{name}.md", text)
     Console().print(Markdown(text))
 

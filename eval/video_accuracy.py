@@ -18,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from . import shapes, video_pareto
 from .accuracy import Questions, answers, figures, setup
 from .asking import Stacked, Way
-from .files import packed, read, reusable, unpacked, written
+from .files import packed, read, replaced, reusable, unpacked, written
 from .video_asking import check_against_generate, encoded
 from .video_rows import DENSE, Row, video_rows
 
@@ -131,11 +131,9 @@ def main() -> None:
     given = arguments()
     torch.set_num_threads(given.threads)
     file = given.out / "video_accuracy.json"
-    given.out.mkdir(parents=True, exist_ok=True)
 
     def save(result: dict) -> None:
-        file.with_suffix(".part").write_text(written(result))
-        file.with_suffix(".part").replace(file)
+        replaced(file, written(result))
 
     result = read(file)
     if not given.plot_only:

@@ -6,18 +6,17 @@ The clips are drawn, so it is known what every token shows: background, a shape 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 
 from . import shapes
 from .asking import Pruned
+from .files import at_least, indented, publish
 from .shapes.scenes import GRID
 from .video_asking import encoded
 from .video_rows import Row, video_rows
@@ -99,16 +98,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of video_kept.*")
     given = parser.parse_args()
-    for name in ("clips", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} {getattr(given, name)} is below 1")
+    at_least(parser, given, clips=1, threads=1)
     torch.set_num_threads(given.threads)
     rows = {name: row for name, row in video_rows(1).items() if row.group == "exact"}
     result = measure(given.clips, rows, Console(stderr=True))
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "video_kept.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "video_kept.md").write_text(table(result))
-    Console().print(Markdown(table(result)))
+    publish(given.out, "video_kept", indented(result), table(result))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ are ratios within a round, in which the dense prefill, the selection and the pre
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
@@ -27,6 +25,7 @@ from .. import DecoderShape, Policy, ProjectorPolicy, VisualTokens, get_policy, 
 from ..errors import PolicyError
 from ..tokens import Tap
 from .clock import machine
+from .files import at_least, indented, publish
 from .video_rows import BASELINES, IMAGES
 
 LAYERS, WIDTH, INNER, HEADS, KEY_VALUE = 24, 896, 4864, 14, 2
@@ -188,17 +187,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of video_time.*")
     given = parser.parse_args()
-    for name in ("rounds", "layers", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} {getattr(given, name)} is below 1")
+    at_least(parser, given, rounds=1, layers=1, threads=1)
     if LAYERS % given.layers:
         parser.error(f"--layers {given.layers} is no divisor of {LAYERS}")
     torch.set_num_threads(given.threads)
     result = measure(replace(Size(), run=given.layers), given.rounds, Console(stderr=True), policies())
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "video_time.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "video_time.md").write_text(table(result))
-    Console().print(Markdown(table(result)))
+    publish(given.out, "video_time", indented(result), table(result))
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ logits. And all of it with original and with compact positions, in which the tim
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import track
 
 from .. import ProjectorPolicy
 from . import shapes
+from .files import at_least, indented, publish
 from .video_asking import VideoBatch, encoded
 from .video_rows import Row, video_rows
 from .weights import Kept, kept_tokens
@@ -98,15 +97,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of video_weights.*")
     given = parser.parse_args()
-    for name in ("clips", "threads"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} {getattr(given, name)} is below 1")
+    at_least(parser, given, clips=1, threads=1)
     torch.set_num_threads(given.threads)
     result = measure(given.clips, rows(), Console(stderr=True))
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "video_weights.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "video_weights.md").write_text(table(result))
-    Console().print(Markdown(table(result)))
+    publish(given.out, "video_weights", indented(result), table(result))
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def main() -> None:
                 save=lambda result, file=file: replaced(file, written(result)),
             )
         if result is not None:
-            publish(given.out, f"vision_composed_{name}", result, vision_pareto.composed_tables(result))
+            publish(given.out, f"vision_composed_{name}", written(result), vision_pareto.composed_tables(result))
     vision_pareto.plot(given.out)
 
 

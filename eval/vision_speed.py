@@ -31,7 +31,7 @@ from transformers import (
 from .. import EViT, RandomBlocks, ToMe, VisionPolicy, wrap
 from ..report import TowerReport
 from .clock import in_turns, machine, ratio
-from .files import at_least, publish
+from .files import at_least, publish, written
 from .vision_costs import mildest, probed, share
 
 DENSE = "dense"
@@ -201,7 +201,12 @@ def main() -> None:
         rounds=given.rounds,
         console=Console(stderr=True),
     )
-    publish(given.out, "vision_speed" + (f"_{given.device}" if given.device != "cpu" else ""), result, table(result))
+    publish(
+        given.out,
+        "vision_speed" + (f"_{given.device}" if given.device != "cpu" else ""),
+        written(result),
+        table(result),
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.progress import track
 from .. import RandomBlocks, ToMe, wrap
 from . import shapes
 from .asking import Batch, encoded
-from .files import at_least, publish
+from .files import at_least, publish, written
 from .weights import Kept, first_word
 
 MERGES = (8, 16, 24, 32, 40, 48)
@@ -91,7 +91,7 @@ def main() -> None:
     at_least(parser, given, scenes=1, threads=1)
     torch.set_num_threads(given.threads)
     result = measure(given.scenes, Console(stderr=True))
-    publish(given.out, "vision_weights", result, table(result))
+    publish(given.out, "vision_weights", written(result), table(result))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ information.
 """
 
 import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import track
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from ..ops import unit_norm
 from . import shapes
 from .accuracy import KEEPS
 from .asking import Batch, Pruned, encoded
+from .files import at_least, indented, publish
 from .rows import configurations
 
 
@@ -161,13 +160,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes, one question each")
     parser.add_argument("--out", type=Path, default=Path("eval/results"), help="folder for weights.json and .md")
     arguments = parser.parse_args()
-    if arguments.scenes < 1:
-        parser.error(f"--scenes {arguments.scenes} is below 1")
+    at_least(parser, arguments, scenes=1)
     result = measure(arguments.scenes)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "weights.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "weights.md").write_text(table(result))
-    Console().print(Markdown(table(result)))
+    publish(arguments.out, "weights", indented(result), table(result))
 
 
 if __name__ == "__main__":

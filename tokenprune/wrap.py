@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -167,14 +167,19 @@ def wrap(
     for name, value, allowed in (("positions", positions, POSITIONS), ("logits", logits, LOGITS)):
         if value not in allowed and not (name == "positions" and value is None):
             raise InvalidArgumentError(f"{name}={value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}.")
+    options = Options(
+        positions=positions,
+        logits=logits,
+        drop_empty_rows=drop_empty_rows,
+        images_are_frames=images_are_frames,
+        restore=restore,
+        tokenizer=tokenizer,
+        timing=timing,
+    )
     inner = unwrapped(model)
     known = lookup(getattr(getattr(inner, "config", None), "model_type", None)) is not None
     if not known and (plain := find_plain(inner)) is not None:
-        flags = {"drop_empty_rows": drop_empty_rows, "images_are_frames": images_are_frames, "timing": timing}
-        told = {"positions": positions, "logits": None if logits == "kept" else logits, "restore": restore}
-        stage: Stages | PlainStages = _plain_stages(
-            plain, policies, {**told, "tokenizer": tokenizer, **{name: flag or None for name, flag in flags.items()}}
-        )
+        stage: Stages | PlainStages = _plain_stages(plain, policies, options)
     elif not known and all(isinstance(one, VisionPolicy) for one in policies) and is_bare(inner):
         raise UnsupportedModelError(
             f"model={type(inner).__name__} has no blocks that tokens can leave: give a vision transformer whose blocks "
@@ -185,15 +190,6 @@ def wrap(
         parts = find_parts(model, lookup, supported())
         _check_free(type(parts.model).__name__, parts.outer, (parts.model, parts.outer, parts.decoder))
         _check_needs(policies, parts, positions)
-        options = Options(
-            positions=positions,
-            logits=logits,
-            drop_empty_rows=drop_empty_rows,
-            images_are_frames=images_are_frames,
-            restore=restore,
-            tokenizer=tokenizer,
-            timing=timing,
-        )
         stage = Stages(
             parts=parts,
             vision_policies=[one for one in policies if isinstance(one, VisionPolicy)],
@@ -206,18 +202,14 @@ def wrap(
     return Handle(stage)
 
 
-def _plain_stages(parts: PlainParts, policies: list[Policy], told: dict[str, Any]) -> PlainStages:
-    """Of a vision transformer without a language model.
-
-    Args:
-        told: arguments of `wrap` that are about a language model, None where left as they are.
-    """
+def _plain_stages(parts: PlainParts, policies: list[Policy], options: Options) -> PlainStages:
+    """Of a vision transformer without a language model, which all options are about."""
     kind = type(parts.model).__name__
     _check_free(kind, parts.tower, parts.entered)
-    for name, value in told.items():
-        if value is not None:
+    for one in fields(options):
+        if (value := getattr(options, one.name)) != one.default:
             raise InvalidArgumentError(
-                f"{name}={value!r} is about what a language model reads, and {kind} has none: drop it."
+                f"{one.name}={value!r} is about what a language model reads, and {kind} has none: drop it."
             )
     policies = [one for one in policies if one.name != "none"]
     if not policies:

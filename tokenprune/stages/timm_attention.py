@@ -14,8 +14,14 @@ from .hook import Hook
 from .tap import Note
 
 
-def listen_timm(attention: nn.Module, bias: Callable[[int], Tensor | None], note: Note) -> Callable[[], None]:
-    """Show `note` queries and keys of every call, and add `bias(keys)` to its scores. Returns what undoes it."""
+def listen_timm(
+    attention: nn.Module, bias: Callable[[int], Tensor | None], note: Note, *, noted: Callable[[], bool]
+) -> Callable[[], None]:
+    """Show `note` queries and keys of every call, and add `bias(keys)` to its scores. Returns what undoes it.
+
+    Args:
+        noted: whether a note will look at them: rotating them a second time costs something.
+    """
     from timm.layers import apply_rot_embed_cat
 
     call = threading.local()
@@ -28,7 +34,7 @@ def listen_timm(attention: nn.Module, bias: Callable[[int], Tensor | None], note
         return args, {**kwargs, "attn_mask": call.mask}
 
     def rotated(x: Tensor) -> Tensor:
-        if call.rope is None:
+        if call.rope is None or not noted():
             return x
         first = attention.num_prefix_tokens
         half = getattr(attention, "rotate_half", False)

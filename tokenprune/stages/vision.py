@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ class VisionStage:
             if hasattr(block.attention, "config"):
                 self._undo.append(listen(block.attention, self._listening(i)))
             else:
-                self._undo.append(listen_timm(block.attention, self._bias, self._noting(i)))
+                noted = partial(self._noted, i)
+                self._undo.append(listen_timm(block.attention, self._bias, self._noting(i), noted=noted))
 
     def remove(self) -> None:
         while self._undo:
@@ -140,7 +142,7 @@ class VisionStage:
         return run.restored(value)
 
     def _hook(self, function: Callable[..., Any], i: int) -> Hook:
-        return Hook(lambda *given: function(i, *given))
+        return Hook(partial(function, i))
 
     @property
     def _run(self) -> Run | None:
@@ -250,13 +252,17 @@ class VisionStage:
         run = self._run
         return None if run is None or not self.policy.proportional else run.bias(keys)
 
+    def _noted(self, i: int) -> bool:
+        run = self._run
+        return run is not None and run.event(i)
+
     def _noting(self, i: int) -> Callable[..., None]:
         def note(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
             run = self._run
             if run is None:
                 return
             run.heard = True
-            if not run.event(i):
+            if not self._noted(i):
                 return
             with torch.autocast(key.device.type, enabled=False):
                 if "keys" in self.policy.reads:
