@@ -6,11 +6,11 @@ QUESTION ?=
 
 .PHONY: demo test lint clean
 
-# Everything `demo`, `test` and `lint` need, once. matplotlib and easy-vqa draw pictures and check the embedded model.
+# Everything `demo`, `test` and `lint` need, once.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[test,video]" matplotlib easy-vqa
+	$(BIN)/pip install --quiet --editable ".[test,eval]"
 	touch $@
 
 demo: $(READY)

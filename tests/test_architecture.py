@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],
     "view_cli": [*LIBRARY, "command", "view", "view_merges", "view_cli"],
     "cli": [*LIBRARY, "command", "train_cli", "view_cli", "cli"],
-    "eval": [*LIBRARY, "calibrate", "eval"],
+    "__main__": ["cli"],
+    "eval": [*LIBRARY, "calibrate", "command", "eval"],
     "demos": ["", "cli", "eval", "view"],  # the public face only
 }
 TRANSFORMERS = {"adapters", "stages", "command", "video", "eval", "demos"}

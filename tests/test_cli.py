@@ -1,7 +1,9 @@
 import re
 import shutil
+from importlib.metadata import EntryPoint, entry_points
 
 import pytest
+import typer
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -269,3 +271,21 @@ def test_schedules_as_the_command_line_writes_them(value):
 def test_values_that_are_no_schedule(value):
     with pytest.raises(InvalidArgumentError, match=r"the field takes int \| list\[int\] \| tuple\[int, float\]"):
         command.budgeted("tome", "", "image", [f"r={value}"])
+
+
+def test_commands_of_packages_are_there():
+    names = {point.name for point in entry_points(group="tokenprune.commands")}
+    assert {"bench", "compare", "eval", "tune"} <= names
+    for point in entry_points(group="tokenprune.commands"):
+        assert cli._loaded(point) is point.load()
+
+
+def test_a_command_that_cannot_be_loaded_says_so_and_breaks_no_other():
+    point = EntryPoint(name="lost", value="tokenprune.nowhere:lost", group="tokenprune.commands")
+    app = typer.Typer()
+    app.command("list")(cli.list_command)
+    app.command(point.name)(cli._loaded(point))
+    lost = CliRunner().invoke(app, ["lost"])
+    assert lost.exit_code == 2
+    assert "command 'lost' of tokenprune.nowhere:lost cannot be loaded (ModuleNotFoundError" in lost.stderr
+    assert CliRunner().invoke(app, ["list"]).exit_code == 0

@@ -1,10 +1,12 @@
-"""`tokenprune list | show | run | view | train`."""
+"""`tokenprune list | show | run | view | train`, and the commands of installed packages, `eval` among them."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import re
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -206,4 +208,22 @@ def _attributes(block: str) -> dict[str, str]:
 
 
 def main() -> None:
+    """All commands: also what packages name in the entry point group `tokenprune.commands`, as functions for typer."""
+    for point in sorted(entry_points(group="tokenprune.commands")):
+        app.command(point.name)(_loaded(point))
     app()
+
+
+def _loaded(point: EntryPoint) -> Callable:
+    """The function, or one that says why there is none: a broken package must not break the other commands."""
+    try:
+        return point.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+
+    @one_sentence()
+    def broken() -> None:
+        raise InputError(f"command {point.name!r} of {point.value} cannot be loaded ({reason}): reinstall its package.")
+
+    broken.__doc__ = f"(cannot be loaded: {reason})"
+    return broken
