@@ -42,11 +42,20 @@ def indented(result: dict) -> str:
     return json.dumps(result, indent=1) + "\n"
 
 
+def shown(text: str) -> None:
+    """Markdown, drawn on a terminal, as it is elsewhere."""
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text, end="")
+
+
 def publish(folder: Path, name: str, data: str, text: str) -> None:
     """`name`.json with the data and `name`.md with the text in the folder, and the Markdown on the console."""
     replaced(folder / f"{name}.json", data)
     replaced(folder / f"{name}.md", text)
-    Console().print(Markdown(text))
+    shown(text)
 
 
 def at_least(parser: argparse.ArgumentParser, given: argparse.Namespace, **least: int) -> None:

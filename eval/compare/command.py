@@ -39,6 +39,7 @@ def compare(
     out: Annotated[list[Path] | None, typer.Option(help="File to write, .json or .md; may be given twice.")] = None,
 ) -> None:
     """Put runs beside each other, document by document, and beside what they cost in time."""
+    from ..files import shown
     from .benches import TIMES
 
     if time not in TIMES:
@@ -51,7 +52,7 @@ def compare(
     if plot and not runs:
         raise InvalidArgumentError(f"plot={str(plot)!r} has no run to draw: give folders of `tokenprune eval`, too.")
     text, data, draw = _compared(runs, benches, metric=metric, by=by, time=time, batch=batch)
-    _show(text)
+    shown(text)
     try:
         _write(out or [], text, data)
         if plot:
@@ -120,18 +121,6 @@ def _compared(
         data.setdefault("pareto", []).append(benches.data(found, comparison, file, size, time) | {"notes": notes})
     text = "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
     return text, data, lambda file: drawing.draw(comparison, file, points, time)
-
-
-def _show(text: str) -> None:
-    """Drawn on a terminal, as it is elsewhere."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    console = Console()
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
-        typer.echo(text, nl=False)
 
 
 def _write(files: Sequence[Path], text: str, data: dict[str, Any]) -> None:

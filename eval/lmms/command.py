@@ -10,19 +10,14 @@ import typer
 
 from ...command import number, one_sentence
 from ...errors import InvalidArgumentError
-from .opening import arguments_of, installed, quiet, sessions
+from .opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, installed, quiet, sessions
 
 
 @one_sentence()
 def evaluate(
-    base: Annotated[
-        str,
-        typer.Option(help="Model of lmms-eval (llava_hf, qwen2_5_vl, ...), or 'embedded' for the models in here."),
-    ] = "",
-    base_args: Annotated[
-        str, typer.Option(help="Its arguments, as --model_args of lmms-eval: pretrained=llava-hf/llava-1.5-7b-hf.")
-    ] = "",
-    tasks: Annotated[str, typer.Option(help="Tasks of lmms-eval, joined by commas.")] = "",
+    base: Base = "",
+    base_args: BaseArgs = "",
+    tasks: Tasks = "",
     policy: Annotated[
         list[str] | None,
         typer.Option(help="cdpruner, or 'tome(r=8)+cdpruner(keep=0.25)' with fields; repeat for several."),
@@ -43,14 +38,14 @@ def evaluate(
     dense: Annotated[bool, typer.Option(help="Also the model as it is, which the others are compared to.")] = True,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents of each task.")] = None,
     offset: Annotated[int, typer.Option(min=0, help="Leave out so many documents at the beginning.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of the base, where it takes any.")] = 1,
-    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with more tasks; repeat for several.")] = None,
+    batch_size: BatchSize = 1,
+    include_path: IncludePath = None,
     out: Annotated[Path, typer.Option(help="Folder for a folder of each configuration, table and plot.")] = Path(
         "runs"
     ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the answers that are there.")] = False,
     plot: Annotated[bool, typer.Option(help="Draw accuracy against tokens into OUT/compare.png.")] = True,
-    seed: Annotated[int, typer.Option(help="Of whatever draws.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Answer tasks of lmms-eval with pruned models, prompted as the base is, and compare them with the dense one.
 
@@ -58,6 +53,7 @@ def evaluate(
     documents.
     """
     from .. import recipes, specs
+    from ..files import shown
 
     names = [name for name in tasks.split(",") if name]
     if dry_run and not recipe:
@@ -102,26 +98,19 @@ def evaluate(
         if folders:
             _compared(folders, where, plot)
         if folders and paper:
-            _print(recipes.table(recipes.compared(paper, recipes.measured(where))))
+            shown(recipes.table(recipes.compared(paper, recipes.measured(where))))
 
 
 def _compared(folders: Sequence[Path], where: Path, plot: bool) -> None:
     """Table on the console and in the folder, and the plot."""
     from .. import compare
-    from ..files import replaced
+    from ..files import replaced, shown
     from .journal import writing
 
     runs = [compare.read(folder) for folder in folders]
     text = compare.table(runs)
-    _print(text)
+    shown(text)
     with writing(where):
         replaced(where / "compare.md", text)
         if plot:
             compare.plot(runs, where / "compare.png")
-
-
-def _print(text: str) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    Console().print(Markdown(text))

@@ -48,7 +48,7 @@ class Journal:
             if fresh and rank == 0:
                 for file in [folder / SETTINGS, *folder.glob("answers.*.jsonl")]:
                     file.unlink(missing_ok=True)
-            if (folder / SETTINGS).exists():
+            if (folder / SETTINGS).exists() and not fresh:
                 self._check(settings)
             elif rank == 0:
                 replaced(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ...errors import InputError, InvalidArgumentError
 
@@ -13,6 +15,17 @@ if TYPE_CHECKING:
     from .run import Session
 
 EMBEDDED = "embedded"
+
+Base = Annotated[
+    str, typer.Option(help="Model of lmms-eval (llava_hf, qwen2_5_vl, ...), or 'embedded' for the models in here.")
+]
+BaseArgs = Annotated[
+    str, typer.Option(help="Its arguments, as --model_args of lmms-eval: pretrained=llava-hf/llava-1.5-7b-hf.")
+]
+Tasks = Annotated[str, typer.Option(help="Tasks of lmms-eval, joined by commas.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Of the base, where it takes any.")]
+IncludePath = Annotated[list[Path] | None, typer.Option(help="Folder with more tasks; repeat for several.")]
+Seed = Annotated[int, typer.Option(help="Of whatever draws.")]
 
 
 def arguments_of(text: str) -> dict[str, Any]:

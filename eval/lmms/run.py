@@ -156,7 +156,7 @@ class Session:
             ) from error
         if result is None:
             return None
-        samples = {name: [_sample(one) for one in lines] for name, lines in result["samples"].items()}
+        samples = {name: _samples(lines) for name, lines in result["samples"].items()}
         facts = {
             "settings": {
                 **settings,
@@ -173,7 +173,6 @@ class Session:
         }
         with writing(folder):
             for name, lines in samples.items():
-                lines.sort(key=lambda one: one["doc_id"])
                 replaced(folder / f"samples_{name}.jsonl", "".join(_json(one) + "\n" for one in lines))
             replaced(folder / RESULTS, _json(facts, indent=1) + "\n")
         return json.loads(_json(facts))
@@ -229,6 +228,14 @@ def _leaves(found: dict) -> Iterator[tuple[str, Any]]:
             yield from _leaves(one)
         else:
             yield str(name), one[1] if isinstance(one, tuple) else one
+
+
+def _samples(logged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order of the documents. Tasks with several filters log each document once for each: the first one's."""
+    lines: dict[int, dict[str, Any]] = {}
+    for one in logged:
+        lines.setdefault(one["doc_id"], _sample(one))
+    return [lines[doc] for doc in sorted(lines)]
 
 
 def _sample(logged: dict[str, Any]) -> dict[str, Any]:

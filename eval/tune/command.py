@@ -11,6 +11,7 @@ import typer
 
 from ...command import one_sentence
 from ...errors import InputError, InvalidArgumentError
+from ..lmms.opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, quiet, sessions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,14 +27,9 @@ TABLE = 120  # columns, where the output is no terminal
 
 @one_sentence()
 def tune(
-    base: Annotated[
-        str,
-        typer.Option(help="Model of lmms-eval (llava_hf, qwen2_5_vl, ...), or 'embedded' for the models in here."),
-    ] = "",
-    base_args: Annotated[
-        str, typer.Option(help="Its arguments, as --model_args of lmms-eval: pretrained=llava-hf/llava-1.5-7b-hf.")
-    ] = "",
-    tasks: Annotated[str, typer.Option(help="Tasks of lmms-eval, joined by commas: each counts alike.")] = "",
+    base: Base = "",
+    base_args: BaseArgs = "",
+    tasks: Tasks = "",
     max_drop: Annotated[
         str, typer.Option(help="Allowed loss: 1% of the dense score, or 0.01 in the metric's own units.")
     ] = "1%",
@@ -57,9 +53,9 @@ def tune(
     ] = None,
     timed: Annotated[int, typer.Option(min=1, help="Documents of each task that times are measured on.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Of every time measured.")] = 7,
-    batch_size: Annotated[int, typer.Option(min=1, help="Of the base, where it takes any.")] = 1,
-    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with more tasks; repeat for several.")] = None,
-    seed: Annotated[int, typer.Option(help="Of whatever draws.")] = 0,
+    batch_size: BatchSize = 1,
+    include_path: IncludePath = None,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for tune.json and the answers.")] = Path("tuned"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the search that is there.")] = False,
 ) -> None:
@@ -101,8 +97,6 @@ def _session(
     base: str, base_args: str, names: list[str], paths: list[Path], out: Path, count: int, batch_size: int, seed: int
 ) -> tuple[Session, list[str]]:
     """The one model that has all these tasks."""
-    from ..lmms.opening import arguments_of, quiet, sessions
-
     quiet()
     given = {"batch_size": batch_size, "seed": seed}
     several = list(sessions(base, arguments_of(base_args), names, paths, out, count, **given))

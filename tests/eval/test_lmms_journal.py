@@ -92,6 +92,14 @@ def test_fresh_forgets(tmp_path):
     assert Journal(tmp_path, {**SETTINGS, "policy": "random"}, fresh=True)
 
 
+def test_a_process_that_comes_before_the_first_one_forgets_does_not_stumble(tmp_path):
+    opened(tmp_path).note(key(request(0)), Entry("red"))
+    second = Journal(tmp_path, {**SETTINGS, "policy": "random"}, rank=1, fresh=True)
+    Journal(tmp_path, {**SETTINGS, "policy": "random"}, rank=0, fresh=True)
+    second.read()
+    assert second.get(key(request(0))) is None
+
+
 def test_settings_that_are_no_json_are_refused(tmp_path):
     (tmp_path / journal.SETTINGS).write_text("{")
     with pytest.raises(InputError, match="is no JSON"):

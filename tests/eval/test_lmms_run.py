@@ -39,6 +39,15 @@ include: shapes.yaml
 task: shapes_blind
 doc_to_visual: !function prompts.nothing
 """
+FILTERED = """
+include: shapes.yaml
+task: shapes_filtered
+filter_list:
+  - name: first
+    filter: [{function: take_first}]
+  - name: color
+    filter: [{function: regex, regex_pattern: "(red|blue)"}, {function: take_first}]
+"""
 PROMPTS = """
 def text(doc, lmms_eval_specific_kwargs=None):
     return (lmms_eval_specific_kwargs or {}).get("pre_prompt", "") + doc["question"]
@@ -54,6 +63,7 @@ def tasks(tmp_path_factory):
     folder = built(tmp_path_factory.mktemp("tasks"), ["shapes"], count=COUNT)
     (folder / "shapes_prompted.yaml").write_text(OWN_PROMPTS)
     (folder / "shapes_blind.yaml").write_text(TEXT_ONLY)
+    (folder / "shapes_filtered.yaml").write_text(FILTERED)
     (folder / "prompts.py").write_text(PROMPTS)
     return folder
 
@@ -140,6 +150,16 @@ def test_tokens_are_in_the_log_of_every_sample(session, tmp_path):
     assert result["settings"]["policy"] == "random(keep=32)"
     assert result["samples"] == {"shapes": 5}
     assert json.loads((tmp_path / "results.json").read_text()) == result
+
+
+def test_a_task_with_several_filters_has_a_line_for_every_document(session, tmp_path):
+    session.evaluate([], ["shapes_filtered"], tmp_path / "filtered", limit=5)
+    session.evaluate([], ["shapes"], tmp_path / "plain", limit=5)
+    found, plain = (
+        session.samples(tmp_path / "filtered", "shapes_filtered"),
+        session.samples(tmp_path / "plain", "shapes"),
+    )
+    assert [(one["doc_id"], one["accuracy"]) for one in found] == [(one["doc_id"], one["accuracy"]) for one in plain]
 
 
 def test_offset_and_limit_choose_documents(session, tmp_path):
