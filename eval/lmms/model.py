@@ -53,6 +53,7 @@ class Recorded:
     journal: Journal | None = None
     keeps_model = False
     failures: Sequence[str] = ()
+    _watch: Watch | None = None
 
     def prune(self, policies: Sequence[Policy], journal: Journal | None = None, **options: Any) -> None:
         """From the next request on.
@@ -76,18 +77,37 @@ class Recorded:
         answers = iter(self._asked(new, lambda one, entry: journal.note(keys[id(one)], entry)) if new else ())
         return [next(answers) if entry is None else _result(entry.answer, None, entry.visual) for entry in known]
 
-    def _asked(self, requests: list[Instance], note: Callable[[Instance, Entry], None]) -> list[GenerationResult]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """The base's, of its pruned model; not kept in the journal."""
+        return self._watched("loglikelihood", requests)[0]
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
+        """The base's, of its pruned model; not kept in the journal."""
+        return self._watched("generate_until_multi_round", requests)[0]
+
+    def _watched(
+        self, kind: str, requests: list[Instance], note: Callable[[Instance, Entry], None] = lambda *_: None
+    ) -> tuple[list[Any], Watch]:
+        """What the base answers with its model pruned, and who looked on."""
+        if self._watch is not None:  # one kind of request may be made of others
+            return getattr(super(), kind)(requests), self._watch
         model = transformers_model(self)
-        with wrap(model, list(self.policies) or "none", tokenizer=_tokenizer(self), **self.options) as handle:
-            watch = Watch(self, model, handle, requests, note)
-            try:
+        try:
+            with wrap(model, list(self.policies) or "none", tokenizer=_tokenizer(self), **self.options) as handle:
+                self._watch = watch = Watch(self, model, handle, requests, note)
                 with watch:
-                    outputs = super().generate_until(requests)
-            except Stopped as stopped:
-                raise stopped.__cause__ from None
+                    outputs = getattr(super(), kind)(requests)
+        except Stopped as stopped:
+            raise stopped.__cause__ from None
+        finally:
+            self._watch = None
         self.failures = [*self.failures, *watch.failures]
         if watch.failures:
             logger.warning(f"{len(watch.failures)} answers are empty because of errors, the first: {watch.failures[0]}")
+        return outputs, watch
+
+    def _asked(self, requests: list[Instance], note: Callable[[Instance, Entry], None]) -> list[GenerationResult]:
+        outputs, watch = self._watched("generate_until", requests, note)
         results = []
         for request, output in zip(requests, outputs, strict=True):
             answer, counts = unwrap_generation_output(output)

@@ -61,9 +61,11 @@ class Watch:
         self._generate = self.model.generate
         lm.task_dict = {name: _Heard(data, (name,), self._read.append) for name, data in lm.task_dict.items()}
         lm.cache_hook, self.model.generate = self, self.generate
+        self._hook = self.model.register_forward_pre_hook(self._asks, prepend=True)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._hook.remove()
         self.lm.task_dict, self.lm.cache_hook, generate = self._before
         del self.model.generate
         if generate is not None:
@@ -95,6 +97,13 @@ class Watch:
             self.seen |= dict(zip(documents, counts, strict=True))
         self._answered = documents
         return answer
+
+    def _asks(self, module: Any, args: tuple) -> None:
+        """A forward without `generate`: of a likelihood, whose text goes on with the answer."""
+        documents = list(dict.fromkeys(self._read))
+        self._read.clear()
+        if documents and all(one in self.requests for one in documents):
+            self.handle.instruction = [_question(self.requests[one]) for one in documents]
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:
         """The cache hook: answers come in the order of the rows."""

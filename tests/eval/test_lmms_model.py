@@ -59,9 +59,18 @@ class Base(lmms):
         return answers
 
     def loglikelihood(self, requests):
-        raise NotImplementedError
+        found = []
+        for one in requests:
+            context, target, visual, doc, task, split = one.args
+            pictures = visual(self.task_dict[task][split][doc])
+            text = "<image>" * len(pictures) + f" {context} {target}"
+            inputs = self.processor(text=text, images=pictures or None, return_tensors="pt")
+            loss = self.model(**inputs, labels=inputs["input_ids"]).loss
+            found.append((float(loss), False))
+        return found
 
-    generate_until_multi_round = loglikelihood
+    def generate_until_multi_round(self, requests):
+        return [[answer] for answer in self.generate_until(requests)]
 
 
 @dataclass(kw_only=True)
@@ -125,6 +134,28 @@ def texts(results):
 def test_without_a_policy_answers_are_the_base_s(lm, requests):
     lm.prune([])
     assert texts(lm.generate_until(requests)) == plain(lm, requests)
+
+
+def test_likelihoods_are_of_the_pruned_model_and_ask_without_the_answer(lm, requests, documents):
+    for one in requests:
+        one.arguments = (one.args[0], "red", *one.args[2:])
+    lm.prune([])
+    dense = lm.loglikelihood(requests)
+    assert dense == Base.loglikelihood(lm, requests)
+    ASKED.clear()
+    lm.prune([Asking(keep=8)])
+    pruned = lm.loglikelihood(requests)
+    assert [a != b for a, b in zip(dense, pruned, strict=True)] == [bool(one["images"]) for one in documents]
+    assert [one["question"] for one in documents for _ in one["images"]] == ASKED
+
+
+def test_rounds_are_of_the_pruned_model(lm, requests):
+    lm.prune([])
+    dense = lm.generate_until(requests)
+    lm.prune([Random(keep=4)])
+    pruned = lm.generate_until(requests)
+    rounds = lm.generate_until_multi_round(requests)
+    assert [one.text for (one,) in rounds] == texts(pruned) != texts(dense)
 
 
 def test_tokens_are_told_of_the_right_document(lm, requests):
