@@ -51,9 +51,13 @@ def expanded(texts: Sequence[str], keeps: Sequence[float], per: str | None = Non
     """
     found: list[list[Policy]] = []
     for one in texts:
-        states_all = all(name == "none" or BUDGETS & set(given) for name, given in map(_part, _split(one)))
-        found += [policies(one, keep=keep, per=per) for keep in ([None] if states_all else keeps)]
+        found += [policies(one)] if budgeted(one) else [policies(one, keep=keep, per=per) for keep in keeps]
     return found
+
+
+def budgeted(text: str) -> bool:
+    """Whether each policy of the text states its budget, or is "none"."""
+    return all(name == "none" or BUDGETS & set(given) for name, given in map(_part, _split(text)))
 
 
 def line(made: Sequence[Policy], model: str = "model") -> str:

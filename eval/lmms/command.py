@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,8 @@ def evaluate(
     from .. import recipes, specs
     from ..files import shown
 
-    names = [name for name in tasks.split(",") if name]
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    arguments = arguments_of(base_args)
     if dry_run and not recipe:
         raise InvalidArgumentError("dry_run=True is about a recipe: give --recipe.")
     paper = None
@@ -65,16 +67,20 @@ def evaluate(
                 f"recipe={recipe!r} says base, tasks, policies and budgets: drop yours, or --recipe."
             )
         paper = recipes.read(recipe)
+        paper = replace(paper, base_args=paper.base_args | arguments)
         with installed():
             recipes.check(paper)
         if dry_run:
             typer.echo("\n".join(recipes.commands(paper)))
             return
-        base, names, policy = paper.base, paper.tasks, [row.policy for row in paper.rows]
+        base, arguments, names = paper.base, paper.base_args, paper.tasks
+        policy = [row.policy for row in paper.rows]
     if not names:
         raise InvalidArgumentError("tasks='' is empty: give --tasks, names joined by commas.")
     if not base:
         raise InvalidArgumentError("base='' is empty: give --base, such as llava_hf, or embedded.")
+    if (keep or per != "image") and all(map(specs.budgeted, policy or [])):
+        raise InvalidArgumentError(f"keep={keep}, per={per!r} serve no policy: each states its own budget, or is none.")
     keeps = [number(one) for one in keep or ["0.25"]]
     made = specs.expanded(policy or [], keeps, per if per != "image" else None)
     configurations = ([[]] if dense else []) + made
@@ -83,10 +89,11 @@ def evaluate(
     quiet()
     count = None if limit is None else offset + limit
     given = {"batch_size": batch_size, "seed": seed}
-    arguments = arguments_of(base_args) | (paper.base_args if paper else {})
     for where, session, some in sessions(base, arguments, names, include_path or [], out, count, **given):
         try:
             session.check(some)
+            for one in configurations:
+                session.serves(one, positions=positions or None)
             folders = []
             for one in configurations:
                 folder = where / specs.slug(specs.text(one))

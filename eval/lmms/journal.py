@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class Journal:
             if fresh and rank == 0:
                 for file in [folder / SETTINGS, *folder.glob("answers.*.jsonl")]:
                     file.unlink(missing_ok=True)
-            if (folder / SETTINGS).exists() and not fresh:
+            answered = any(file.stat().st_size for file in folder.glob("answers.*.jsonl"))
+            if (folder / SETTINGS).exists() and answered and not fresh:
                 self._check(settings)
             elif rank == 0:
                 replaced(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
@@ -56,10 +58,10 @@ class Journal:
     def _check(self, settings: dict[str, Any]) -> None:
         text = (self.folder / SETTINGS).read_text()
         try:
-            earlier = json.loads(text)
-        except json.JSONDecodeError:
+            earlier = dict(json.loads(text))
+        except (TypeError, ValueError):
             raise InputError(
-                f"out={str(self.folder / SETTINGS)!r} is no JSON: give another folder or --fresh."
+                f"out={str(self.folder / SETTINGS)!r} is none of ours: give another folder or --fresh."
             ) from None
         settings = json.loads(json.dumps(settings))
         for name in sorted(earlier.keys() | settings.keys()):
@@ -76,7 +78,7 @@ class Journal:
                 try:
                     entry = json.loads(line)
                     self._known[entry["key"]] = Entry(entry["answer"], entry["visual"])
-                except (json.JSONDecodeError, KeyError):
+                except (json.JSONDecodeError, KeyError, TypeError):
                     continue
 
     def get(self, key: str | None) -> Entry | None:
@@ -115,7 +117,27 @@ class writing:
             ) from None
 
 
-def key(request: Instance) -> str | None:
+def documents(data: Mapping[str, Any]) -> Callable[[Instance], str]:
+    """What tells the document of a request from others: a hash of its row, pictures as they are stored.
+
+    Args:
+        data: task -> split -> documents, as lmms-eval gives them.
+    """
+    stored: dict[tuple, Any] = {}
+
+    def told(request: Instance) -> str:
+        place = request.task_name, request.args[-1]
+        if place not in stored:
+            rows = data[request.task_name][request.args[-1]]
+            stored[place] = rows.with_format("arrow") if hasattr(rows, "with_format") else rows
+        row = stored[place][request.doc_id]
+        row = row.to_pylist()[0] if hasattr(row, "to_pylist") else row
+        return hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
+
+    return told
+
+
+def key(request: Instance, document: str = "") -> str | None:
     """Of a request: task, document, what is asked and how. None where asking again may answer otherwise.
 
     To be called before the request is asked: classes of lmms-eval write into its arguments.
@@ -125,7 +147,10 @@ def key(request: Instance) -> str | None:
         return None
     asked = [value for value in request.args if isinstance(value, str)]
     text = json.dumps(
-        [request.request_type, request.task_name, request.doc_id, request.idx, asked, canonicalize_gen_kwargs(how)]
+        [
+            *(request.request_type, request.task_name, request.doc_id, request.idx, document),
+            *(asked, canonicalize_gen_kwargs(how)),
+        ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

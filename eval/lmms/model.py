@@ -20,7 +20,7 @@ from ...command import number
 from ...errors import InputError, InvalidArgumentError, nearest
 from ...policies import Policy
 from .. import specs
-from .journal import Entry, Journal, key
+from .journal import Entry, Journal, documents, key
 from .watch import Stopped, Watch
 
 OWN = ("policy", "keep", "per", "positions")  # arguments that are not the base's
@@ -71,7 +71,8 @@ class Recorded:
             return self._asked(requests, lambda *_: None)
         if self._alone():
             journal.read()
-        keys = {id(one): key(one) for one in requests}
+        told = documents(self.task_dict)
+        keys = {id(one): key(one, told(one)) for one in requests}
         known = [journal.get(keys[id(one)]) for one in requests]
         new = [one for one, entry in zip(requests, known, strict=True) if entry is None]
         answers = iter(self._asked(new, lambda one, entry: journal.note(keys[id(one)], entry)) if new else ())
@@ -96,7 +97,7 @@ class Recorded:
             with wrap(model, list(self.policies) or "none", tokenizer=_tokenizer(self), **self.options) as handle:
                 self._watch = watch = Watch(self, model, handle, requests, note)
                 with watch:
-                    outputs = getattr(super(), kind)(requests)
+                    outputs = self._by_task(getattr(super(), kind), requests)
         except Stopped as stopped:
             raise stopped.__cause__ from None
         finally:
@@ -105,6 +106,17 @@ class Recorded:
         if watch.failures:
             logger.warning(f"{len(watch.failures)} answers are empty because of errors, the first: {watch.failures[0]}")
         return outputs, watch
+
+    @staticmethod
+    def _by_task(answered: Callable[[list[Instance]], list[Any]], requests: list[Instance]) -> list[Any]:
+        """One task after the other: bases that batch read the documents of a whole batch in the task of its first."""
+        groups: dict[Any, list[int]] = {}
+        for i, one in enumerate(requests):
+            groups.setdefault((one.task_name, one.args[-1]), []).append(i)
+        found: dict[int, Any] = {}
+        for places in groups.values():
+            found |= zip(places, answered([requests[i] for i in places]), strict=True)
+        return [found[i] for i in range(len(requests))]
 
     def _asked(self, requests: list[Instance], note: Callable[[Instance, Entry], None]) -> list[GenerationResult]:
         outputs, watch = self._watched("generate_until", requests, note)

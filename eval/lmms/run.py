@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from argparse import Namespace
@@ -17,6 +18,9 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager, get_task_dict
 from lmms_eval.utils import handle_non_serializable
 
+import tokenprune
+
+from ... import adapters
 from ...errors import InputError, TokenPruneError, nearest
 from ...policies import Policy
 from .. import specs
@@ -59,9 +63,16 @@ class Session:
         self.base, self.base_args, self.batch_size, self.seed = base, dict(base_args), batch_size, seed
         if torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available():
             PartialState(cpu=True)  # accelerate takes processes without a GPU for one each by itself
-        self.manager = TaskManager(
-            "ERROR", include_path=[str(one) for one in include_path], include_defaults=defaults, model_name=base
-        )
+        if "batch_size" in base_args:
+            raise InputError(f"base_args has batch_size={base_args['batch_size']}: give --batch-size instead.")
+        for one in include_path:
+            if not one.is_dir():
+                raise InputError(f"include_path={str(one)!r} is no folder: give one with tasks of lmms-eval.")
+        paths = [str(one) for one in include_path]
+        try:
+            self.manager = TaskManager("ERROR", include_path=paths, include_defaults=defaults, model_name=base)
+        except Exception as error:
+            raise InputError(f"include_path={paths} has a task that cannot be read ({_said(error)}).") from error
         self.lm = built(base, {**base_args, "batch_size": batch_size})
         self.lm.keeps_model = True
         self.model = transformers_model(self.lm)
@@ -93,6 +104,13 @@ class Session:
                         f"tasks={leaf!r} shows the model no image or video in its first {LOOKED_AT} documents: there "
                         "is nothing to prune, give a task with pictures."
                     )
+
+    def serves(self, made: Sequence[Policy], **options: Any) -> None:
+        """
+        Raises:
+            TokenPruneError: the model cannot be pruned so.
+        """
+        self.lm.prune(made, **options)
 
     def evaluate(
         self,
@@ -127,9 +145,10 @@ class Session:
             "options": {name: value for name, value in options.items() if value is not None},
             "seed": self.seed,
             "versions": versions(),
+            "weights": weights(self.base_args),
         }
-        journal = Journal(folder, settings, rank=self.rank, fresh=fresh)
-        self.lm.prune(made, journal, **options)
+        self.serves(made, **options)
+        self.lm.journal = Journal(folder, settings, rank=self.rank, fresh=fresh)
         arguments = Namespace(
             model=self.base, output_path=str(folder), process_with_media=False, predict_only=False, reasoning_tags=None
         )
@@ -154,6 +173,7 @@ class Session:
                 f"base={self.base!r} fails on {', '.join(tasks)} ({_said(error)}): try the same in lmms-eval "
                 "itself; answers up to then are kept."
             ) from error
+        failures = self._failures()
         if result is None:
             return None
         samples = {name: _samples(lines) for name, lines in result["samples"].items()}
@@ -169,13 +189,21 @@ class Session:
             "higher_is_better": result["higher_is_better"],
             "visual": {name: _means(lines) for name, lines in samples.items()},
             "samples": {name: len(lines) for name, lines in samples.items()},
-            "failures": list(self.lm.failures),
+            "failures": failures,
         }
         with writing(folder):
             for name, lines in samples.items():
                 replaced(folder / f"samples_{name}.jsonl", "".join(_json(one) + "\n" for one in lines))
             replaced(folder / RESULTS, _json(facts, indent=1) + "\n")
         return json.loads(_json(facts))
+
+    def _failures(self) -> list[str]:
+        """Of all processes."""
+        if not torch.distributed.is_initialized():
+            return list(self.lm.failures)
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, list(self.lm.failures))
+        return [one for some in found for one in some]
 
     def samples(self, folder: Path, task: str) -> list[dict[str, Any]]:
         """Lines of samples_<task>.jsonl."""
@@ -194,14 +222,28 @@ def opened(base: str, base_args: dict[str, Any], batch_size: int = 1, **options:
 
 
 def versions() -> dict[str, str]:
-    """What answers depend on besides their settings."""
+    """What answers depend on besides their settings; "code" is a hash of the policies and of what runs them."""
     packages = {
         "tokenprune": "tokenprune-vlm",
         "lmms-eval": "lmms-eval",
         "torch": "torch",
         "transformers": "transformers",
     }
-    return {"python": platform.python_version()} | {name: metadata.version(one) for name, one in packages.items()}
+    files = [file for one in (tokenprune, adapters) for file in sorted(Path(one.__file__).parent.rglob("*.py"))]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    found = {name: metadata.version(one) for name, one in packages.items()}
+    return {"python": platform.python_version(), **found, "code": code}
+
+
+def weights(arguments: dict[str, Any]) -> str:
+    """A hash of names, sizes and times of the files in folders that a base's arguments name; "" of none."""
+    folders = [Path(value) for value in arguments.values() if isinstance(value, str) and Path(value).is_dir()]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for one in folders for file in _files(one)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16] if facts else ""
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file())
 
 
 @contextmanager

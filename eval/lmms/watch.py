@@ -73,14 +73,11 @@ class Watch:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own, told what its prompts ask."""
-        documents = list(dict.fromkeys(self._read))
-        self._read.clear()
-        rows = _rows(args, kwargs)
-        if len(documents) != rows or not all(one in self.requests for one in documents):
-            if not self.failures and rows is not None:
-                logger.warning(
-                    f"{type(self.lm).__name__} reads documents out of turn: tokens are not told per document"
-                )
+        documents, rows = self._documents(), _rows(args, kwargs)
+        if len(documents) != rows:  # some read a document several times
+            documents = list(dict.fromkeys(documents))
+        if len(documents) != rows:
+            logger.warning(f"{type(self.lm).__name__} reads documents out of turn: tokens are not told per document")
             documents = []
         self.handle.instruction = [_question(self.requests[one]) for one in documents] or None
         self._answered = []
@@ -98,11 +95,14 @@ class Watch:
         self._answered = documents
         return answer
 
+    def _documents(self) -> list[Document]:
+        """Read since the last time; none if any was not asked about."""
+        read, self._read[:] = list(self._read), []
+        return read if all(one in self.requests for one in read) else []
+
     def _asks(self, module: Any, args: tuple) -> None:
         """A forward without `generate`: of a likelihood, whose text goes on with the answer."""
-        documents = list(dict.fromkeys(self._read))
-        self._read.clear()
-        if documents and all(one in self.requests for one in documents):
+        if documents := list(dict.fromkeys(self._documents())):
             self.handle.instruction = [_question(self.requests[one]) for one in documents]
 
     def add_partial(self, kind: str, request: Any, answer: Any) -> None:

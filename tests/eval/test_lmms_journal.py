@@ -79,6 +79,10 @@ def test_an_answer_is_written_once(tmp_path):
     assert len(made.file.read_text().splitlines()) == 1
 
 
+def test_another_document_is_another_request():
+    assert len({key(request(0)), key(request(0), "a"), key(request(0), "b")}) == 3
+
+
 def test_other_settings_are_refused_and_named(tmp_path):
     opened(tmp_path).note(key(request(0)), Entry("red"))
     with pytest.raises(InputError, match=r"policy='cdpruner\(keep=64\)', not 'random\(keep=64\)'.*--fresh"):
@@ -100,10 +104,26 @@ def test_a_process_that_comes_before_the_first_one_forgets_does_not_stumble(tmp_
     assert second.get(key(request(0))) is None
 
 
-def test_settings_that_are_no_json_are_refused(tmp_path):
-    (tmp_path / journal.SETTINGS).write_text("{")
-    with pytest.raises(InputError, match="is no JSON"):
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
+def test_settings_that_are_none_are_refused(tmp_path, text):
+    opened(tmp_path).note(key(request(0)), Entry("red"))
+    (tmp_path / journal.SETTINGS).write_text(text)
+    with pytest.raises(InputError, match="is none of ours"):
         opened(tmp_path)
+
+
+def test_settings_without_an_answer_refuse_nothing(tmp_path):
+    opened(tmp_path)
+    Journal(tmp_path, {"policy": "random"}).note(key(request(0)), Entry("red"))
+    with pytest.raises(InputError, match="holds answers with"):
+        opened(tmp_path)
+
+
+def test_lines_that_are_no_answers_are_left_out(tmp_path):
+    made = opened(tmp_path)
+    made.note(key(request(0)), Entry("red"))
+    made.file.write_text("[1]\n3\n" + made.file.read_text())
+    assert opened(tmp_path).get(key(request(0))) == Entry("red")
 
 
 def test_a_full_disk_is_one_sentence_and_loses_no_earlier_answer(tmp_path, monkeypatch):

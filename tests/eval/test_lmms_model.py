@@ -180,6 +180,53 @@ def test_placeholders_are_no_part_of_a_question(lm, requests):
     assert _question(requests[1]) == "what?"
 
 
+def asked_of(task, documents):
+    def pictures(document):
+        return document["images"]
+
+    return [
+        Instance(
+            request_type="generate_until",
+            arguments=(one["question"], {"max_new_tokens": 2, "do_sample": False}, pictures, one["id"], task, "test"),
+            idx=0,
+            metadata={"task": task, "doc_id": one["id"], "repeats": 1},
+        )
+        for one in documents
+    ]
+
+
+def test_several_tasks_are_asked_one_after_the_other(lm, documents, tmp_path, monkeypatch):
+    """Batched together, a base reads documents of the first request's task."""
+    other = [{**one, "id": i} for i, one in enumerate(reversed(documents))]
+    monkeypatch.setattr(lm, "task_dict", {"a": {"test": documents}, "b": {"test": other}})
+    both = [one for pair in zip(asked_of("a", documents), asked_of("b", other), strict=True) for one in pair]
+    lm.prune([], Journal(tmp_path, {}))
+    results = lm.generate_until(both)
+    monkeypatch.setattr(lm, "batch_size", 1)
+    lm.prune([])
+    alone = [lm.generate_until([one])[0] for one in both]
+    assert texts(results) == texts(alone)
+    assert [one.token_counts.visual for one in results] == [one.token_counts.visual for one in alone]
+
+
+def test_a_document_twice_in_a_batch_is_told_twice(lm, requests, tmp_path):
+    lm.prune([Random(keep=32)], Journal(tmp_path, {}))
+    results = lm.generate_until([requests[1], requests[1], requests[2]])
+    assert [one.token_counts.visual["kept"] for one in results] == [32, 32, 64]
+
+
+def test_other_pictures_are_asked_again(lm, documents, requests, tmp_path, monkeypatch):
+    lm.prune([], Journal(tmp_path, {}))
+    before = texts(lm.generate_until(requests))
+    turned = [{**one, "images": documents[i - 1]["images"]} for i, one in enumerate(documents)]
+    monkeypatch.setattr(lm, "task_dict", {"shapes": {"test": turned}})
+    lm.prune([], Journal(tmp_path, {}))
+    lm.calls.clear()
+    after = texts(lm.generate_until(requests))
+    assert sorted(chain(*lm.calls)) == list(range(COUNT))
+    assert after == plain(lm, requests) != before
+
+
 def test_the_model_is_itself_again(lm, requests):
     def state():
         hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lm.model.modules()]

@@ -15,7 +15,7 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from tokenprune import CDPruner, FastV, Random, wrap
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, InvalidArgumentError
 from tokenprune.eval import shapes
 from tokenprune.eval.lmms import run
 from tokenprune.eval.lmms.run import Session, opened
@@ -191,6 +191,32 @@ def test_a_disk_that_is_full_at_the_end_loses_no_answer(session, tmp_path, monke
     hook.remove()
     assert ids == []
     assert len(session.samples(tmp_path, "shapes")) == 4
+
+
+def test_what_cannot_be_used_blocks_no_folder(session, tmp_path):
+    with pytest.raises(InvalidArgumentError, match="positions='foo'"):
+        session.evaluate([Random(keep=32)], ["shapes"], tmp_path, limit=2, positions="foo")
+    session.evaluate([Random(keep=32)], ["shapes"], tmp_path, limit=2)
+
+
+def test_weights_that_changed_are_told_from_those_before(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(shapes.CHECKPOINT, folder)
+    before = run.weights({"pretrained": str(folder), "dtype": "float32"})
+    assert before == run.weights({"pretrained": str(folder)}) != ""
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert run.weights({"pretrained": str(folder)}) != before
+    assert run.weights({"pretrained": "llava-hf/llava-1.5-7b-hf"}) == ""
+
+
+def test_arguments_that_cannot_be_get_a_sentence(tasks, tmp_path):
+    with pytest.raises(InputError, match="base_args has batch_size=4: give --batch-size"):
+        opened("llava_hf", {**EMBEDDED_IMAGES, "batch_size": 4})
+    with pytest.raises(InputError, match="is no folder"):
+        opened("llava_hf", EMBEDDED_IMAGES, include_path=[tasks / "shapes.yaml"], defaults=False)
+    (tmp_path / "broken.yaml").write_text("task: [")
+    with pytest.raises(InputError, match="has a task that cannot be read"):
+        opened("llava_hf", EMBEDDED_IMAGES, include_path=[tmp_path], defaults=False)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(session, tmp_path):
