@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...command import Device, DType, number, one_sentence
-from ...errors import InputError, InvalidArgumentError, nearest
+from ...errors import InputError, InvalidArgumentError, TokenPruneError, nearest
 
 if TYPE_CHECKING:
     from ...policies import Policy
@@ -53,11 +55,12 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of weights, pixels and words.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for bench_SHAPE.json and .md.")] = Path("runs"),
     plot: Annotated[bool, typer.Option("--plot", help="Draw bench_SHAPE.png, too.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite what other settings gave in that folder.")] = False,
 ) -> None:
     """Measure what policies cost and save in time and memory, beside an oracle that chose the tokens in advance.
 
     Dense model, policies and oracles take turns in every round. Speed does not need trained weights: a shape is a model
-    of published sizes with random ones.
+    of published sizes with random ones. Files are written after each batch size; those of other settings are refused.
     """
     from .. import specs
     from .build import ATTENTIONS
@@ -88,7 +91,18 @@ def bench(
             "rounds": rounds, "text": text, "new": new, "threads": threads or "", "seed": seed,
         }),
     }  # fmt: skip
-    result = _measured(subject, made, facts)
+    result = {**_machine(subject), **facts, "rows": []}
+    if not fresh:
+        refuse_others(result, out)
+    try:
+        for rows in _measured(subject, made, facts):
+            result["rows"] += rows
+            with suppress(OSError):  # the last write says so
+                _saved(result, out)
+    except TokenPruneError:
+        if result["rows"]:
+            written(result, out, plot)
+        raise
     written(result, out, plot)
 
 
@@ -109,8 +123,11 @@ def _command(policies: Sequence[str], keeps: Sequence[str], batches: Sequence[in
     return " ".join(["tokenprune bench", *(f"--{name} {shlex.quote(str(value))}" for name, value in options)])
 
 
-def _measured(subject: Subject, made: Sequence[Sequence[Policy]], facts: dict[str, Any]) -> dict[str, Any]:
-    """All rows, after each was tried once, so that what cannot be run is said before anything is measured."""
+def _measured(
+    subject: Subject, made: Sequence[Sequence[Policy]], facts: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of one batch size after the other. Each row is tried with the largest first, so that what cannot be run is
+    said before anything is measured; the memory may still be too small for one of the sizes later."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -118,7 +135,7 @@ def _measured(subject: Subject, made: Sequence[Sequence[Policy]], facts: dict[st
     from .measure import Bench
     from .table import cells
 
-    rounds, new, found = facts["rounds"], facts["new"], []
+    rounds, new = facts["rounds"], facts["new"]
     rig = Bench(subject, new)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         configurations = [[], *made]
@@ -132,8 +149,7 @@ def _measured(subject: Subject, made: Sequence[Sequence[Policy]], facts: dict[st
                 calls = sum(3 if row.oracle else 2 for row in rows)
                 task = bar.add_task(f"batch {size}", total=calls * (rounds + 1))
                 rig.measure(rows, rounds, lambda task=task: bar.advance(task))
-            found += cells(rows, new)
-    return {**_machine(subject), **facts, "rows": found}
+            yield cells(rows, new)
 
 
 def _machine(subject: Subject) -> dict[str, Any]:
@@ -165,6 +181,53 @@ def writable(folder: Path) -> None:
         raise InputError(f"out={str(folder)!r} cannot be written to ({error.strerror}): give another folder.") from None
 
 
+def refuse_others(result: dict[str, Any], out: Path) -> None:
+    """Settings are the machine and the options of the command, not the versions: those may be measured again.
+
+    Raises:
+        InputError: the file that this result would replace is of other settings, or no result.
+    """
+    file = out / f"{_name(result)}.json"
+    try:
+        earlier = settings(json.loads(file.read_text()))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"out={str(out)!r} holds a {file.name} that is no result of tokenprune bench: give another --out, or "
+            "--fresh to overwrite it."
+        ) from None
+    own = settings(result)
+    for name in [*own, *earlier]:
+        if own.get(name) != earlier.get(name):
+            was, now = (one.get(name, "default") for one in (earlier, own))
+            raise InputError(
+                f"out={str(out)!r} holds a {file.name} with {name}={was}, and here it is {now}: give another --out, or "
+                "--fresh to overwrite it."
+            )
+
+
+def settings(result: dict[str, Any]) -> dict[str, str]:
+    """Option -> values of the command that gave the result, and the machine."""
+    words, found = shlex.split(result["command"])[2:], {}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        found.setdefault(option.removeprefix("--"), []).append(value)
+    return {name: " ".join(values) for name, values in found.items()} | {"machine": result["device"]}
+
+
+def _name(result: dict[str, Any]) -> str:
+    return f"bench_{result['shape']}"
+
+
+def _saved(result: dict[str, Any], out: Path) -> None:
+    """JSON and Markdown of what is there so far."""
+    from .. import files
+    from .table import markdown
+
+    files.replaced(out / f"{_name(result)}.json", files.written(result))
+    files.replaced(out / f"{_name(result)}.md", markdown(result))
+
+
 def written(result: dict[str, Any], out: Path, plot: bool) -> None:
     """Writes JSON, Markdown and perhaps the plot.
 
@@ -176,7 +239,7 @@ def written(result: dict[str, Any], out: Path, plot: bool) -> None:
     from .plot import draw
     from .table import markdown
 
-    name, text = f"bench_{result['shape']}", markdown(result)
+    name, text = _name(result), markdown(result)
     try:
         publish(out, name, as_json(result), text)
         if plot:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,24 @@ class Noted:
     layers: list[dict[str, Any]] = field(default_factory=list)
     dropped: dict[int, Tensor] = field(default_factory=dict)
     problem: str = ""
+
+    def on(self, device: Any) -> Noted:
+        """The same with all tensors on that device. What several layers were given is copied once."""
+        moved: dict[int, Tensor] = {}
+        return Noted(**{one.name: _on(getattr(self, one.name), device, moved) for one in fields(self)})
+
+
+def _on(value: Any, device: Any, moved: dict[int, Tensor]) -> Any:
+    """moved: id -> copy of the tensors met so far."""
+    if isinstance(value, Tensor):
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device)
+        return moved[id(value)]
+    if isinstance(value, dict):
+        return {key: _on(one, device, moved) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_on(one, device, moved) for one in value])
+    return value
 
 
 @contextmanager
@@ -138,6 +156,10 @@ class Oracle:
     model: Any
     parts: Parts
     noted: Noted
+
+    def on(self, device: Any) -> Oracle:
+        """With its notes there; it can be called where they are on the model's device."""
+        return replace(self, noted=self.noted.on(device))
 
     def __call__(self) -> Tensor:
         """[B, V] logits."""

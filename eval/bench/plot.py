@@ -15,6 +15,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = [[row for row in result["rows"] if row["batch"] == batch] for batch in result["batches"]]
+    panels = [rows for rows in panels if rows]  # the run may have ended before the last
     heights = [len(rows) for rows in panels]
     figure = Figure(figsize=(WIDTH, ROW * sum(heights) + 0.9 * len(panels) + 0.8), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

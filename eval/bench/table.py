@@ -14,7 +14,9 @@ MB, GB, GIGA = 1e6, 1e9, 1e9
 
 def cells(rows: Sequence[Row], new: int) -> list[dict[str, Any]]:
     """A line of JSON for each row of one batch size, the dense one first. Times are milliseconds, as [median, lowest,
-    highest] over the rounds; ratios are taken within a round first."""
+    highest] over the rounds; ratios are taken within a round first. "peak_bytes" is the most that was allocated on the
+    device in any round while the row answered (first token and others): the weights, the inputs of the batch and what
+    the answer takes. What the oracles were noted to need is not on the device then."""
     return [_cell(row, rows[0], new) for row in rows]
 
 
@@ -72,6 +74,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"# {result['shape']}{_scaled(result)}", ""]
     for batch in result["batches"]:
         rows = [row for row in result["rows"] if row["batch"] == batch]
+        if not rows:
+            lines += [f"## Batch {batch}", "", "Not measured: the run ended before.", ""]
+            continue
         lines += [f"## Batch {batch}", "", *_first(rows), "", *_rest(rows), ""]
         for said in filter(None, (explained(row, rows[0]) for row in rows)):
             lines += [said, ""]
@@ -199,5 +204,8 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
     if not any(row["peak_bytes"] is not None for row in result["rows"]):
         yield ""
         yield "Peak memory is measured on CUDA devices only."
+    else:
+        yield ""
+        yield "Peak memory holds the weights, the inputs and what the answer takes; nothing of the oracles."
     yield ""
     yield f"`{result['command']}`"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, InvalidArgumentError, nearest
-from .runs import Document, Run, named, tasks_of
+from .runs import DENSE, Document, Run, named, tasks_of
 from .statistics import bootstrap, holm, mcnemar
 
 FIELDS = ("kind", "question_type", "category", "type", "task")
@@ -120,7 +120,27 @@ def compared(runs: Sequence[Run], *, metric: str = "", by: str = "") -> Comparis
     documents = {task: _shared(runs, task, notes) for task in common}
     _known("by", by, {name for own in documents.values() for one in own[0] for name in one.asked[0]})
     found = [_task(runs, task, documents[task], metric, by, notes) for task in common]
-    return Comparison(_corrected(found), notes)
+    return Comparison(_corrected(found), [*notes, *_failures(runs), *_idle(found)])
+
+
+def _failures(runs: Sequence[Run]) -> list[str]:
+    """Sentences about answers that are none."""
+    return [
+        f"{len(run.failures)} answers of {name} are empty because of errors, and count as such; the first: "
+        f"{run.failures[0]}."
+        for run, name in zip(runs, named(runs), strict=True)
+        if run.failures
+    ]
+
+
+def _idle(tasks: Sequence[Task]) -> list[str]:
+    """Sentences about policies that removed nothing there, as one for videos does of pictures."""
+    return [
+        f"{row.name} left the language model all visual tokens of {task.name}."
+        for task in tasks
+        for row in task.rows
+        if row.run.policy != DENSE and row.visual and row.visual[0] == row.visual[1]
+    ]
 
 
 def _known(argument: str, name: str, known: set[str]) -> None:

@@ -47,6 +47,7 @@ class Run:
         tasks: task -> doc_id -> document.
         metrics: task -> metric -> lmms-eval's own figure (None where it is no number), in lmms-eval's order.
         falling: (task, metric) of which less is better.
+        failures: errors that became empty answers.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Run:
     tasks: dict[str, dict[int, Document]]
     metrics: dict[str, dict[str, float | None]]
     falling: frozenset[tuple[str, str]]
+    failures: tuple[str, ...] = ()
 
     @property
     def policy(self) -> str:
@@ -85,14 +87,14 @@ def read(folder: Path) -> Run:
             for metric, up in (better or {}).items()
             if up is False
         }
-        settings = dict(settings)
+        settings, failures = dict(settings), tuple(facts.get("failures", ()))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{str(folder / RESULTS)!r} is not what `tokenprune eval` writes ({type(error).__name__}: {error}): run it "
             "again."
         ) from None
     tasks = {name: _documents(folder / f"samples_{name}.jsonl") for name in names}
-    return Run(folder, settings, tasks, metrics, frozenset(falling))
+    return Run(folder, settings, tasks, metrics, frozenset(falling), failures)
 
 
 def found(folder: Path) -> list[Run]:

@@ -18,7 +18,7 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     """Policy -> results.json of the configurations in a folder of `tokenprune eval`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or one that cannot be read or is of something else.
     """
     files = sorted(folder.glob("*/results.json"))
     found = [read(file) for file in files]
@@ -26,7 +26,21 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"file={str(files[found.index(None)])!r} cannot be read: run that configuration again.")
     if not found:
         raise InputError(f"folder={str(folder)!r} holds no */results.json: give the --out of tokenprune eval.")
+    for file, one in zip(files, found, strict=True):
+        if not _of_eval(one):
+            raise InputError(f"file={str(file)!r} is no result of tokenprune eval: move it out of that folder.")
     return {one["settings"]["policy"]: one for one in found}
+
+
+def _of_eval(result: Any) -> bool:
+    if not isinstance(result, dict) or not isinstance(result.get("results"), dict):
+        return False
+    return isinstance(result.get("settings"), dict) and isinstance(result["settings"].get("policy"), str)
+
+
+def _whole(result: dict[str, Any] | None) -> bool:
+    """Of all documents; nothing measured counts as such."""
+    return result is None or (result["settings"].get("limit") is None and not result["settings"].get("offset"))
 
 
 def compared(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -45,7 +59,7 @@ def compared(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[dict[st
     for row in recipe.rows:
         result = results.get(specs.text(specs.policies(row.policy)))
         values, cells = _values(recipe, result), []
-        whole = all(one is None or one["settings"].get("limit") is None for one in (result, results.get(DENSE)))
+        whole = _whole(result) and _whole(results.get(DENSE))
         for name in recipe.benchmarks:
             own = dense.get(name)
             base = own or (None if name in recipe.differs else recipe.dense.get(name))

@@ -11,7 +11,7 @@ import typer
 
 from ...command import one_sentence
 from ...errors import InputError, InvalidArgumentError
-from ..lmms.opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, quiet, sessions
+from ..lmms.opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, installed, quiet, sessions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +63,7 @@ def tune(
 
     Run it again after it was stopped: it goes on from there. Exit code 1: nothing is faster within the allowed loss.
     """
+    import torch
     from rich.console import Console
 
     from .candidates import KEEPS, POLICIES, candidates
@@ -76,12 +77,15 @@ def tune(
             raise InvalidArgumentError(f"{name}='' is empty: give --{name}, such as {such}.")
     if confidence is not None and not 0.5 < confidence < 1:
         raise InvalidArgumentError(f"confidence={confidence} is not between 0.5 and 1: give such as 0.95, or none.")
+    if torch.distributed.is_torchelastic_launched():
+        raise InputError("tune runs in one process: start it without accelerate launch or torchrun.")
     plan = Plan(samples, heldout, MaxDrop.read(max_drop), confidence)
     texts = candidates(policy or POLICIES, keep or KEEPS, compose=compose)
     settings = {
         "base": base, "base_args": base_args, "tasks": names, "max_drop": max_drop, "metric": metric or None,
         "samples": samples, "heldout": heldout, "confidence": confidence, "timed": timed, "rounds": rounds,
         "batch_size": batch_size, "seed": seed, "candidates": texts,
+        "include_path": [str(path.resolve()) for path in include_path or []], "versions": _versions(),
     }  # fmt: skip
     state = State(out, settings, fresh=fresh)
     with ExitStack() as stack:
@@ -91,6 +95,12 @@ def tune(
         outcome = found(session, names, texts, plan, state, metric or None, timed, rounds, Console(file=sys.stderr))
     if not told(outcome, state, plan, Console(highlight=False)):
         raise typer.Exit(NOTHING)
+
+
+def _versions() -> dict[str, str]:
+    with installed():
+        from ..lmms.run import versions
+    return versions()
 
 
 def _session(

@@ -47,10 +47,12 @@ class State:
             shutil.rmtree(folder / RUNS, ignore_errors=True)
         if self.file.exists():
             self._take(_read(self.file))
-        self.save()
+        self.save()  # a folder that cannot be written is told at once
 
     def _take(self, earlier: dict[str, Any]) -> None:
         found = earlier.get("settings", {})
+        if found != self.settings and not earlier["values"]:
+            return  # no document was answered yet: nothing is lost
         for name in sorted(found.keys() | self.settings.keys()):
             if found.get(name) != self.settings.get(name):
                 raise InputError(

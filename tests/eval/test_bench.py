@@ -1,5 +1,6 @@
 """What the bench measures: shapes of the published sizes, an oracle that gives the pruned model's logits, in turns."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -198,6 +199,55 @@ def test_rows_and_oracles_take_turns(llava, monkeypatch):
     assert [len(row.ideal) for row in rows] == [0, 2, 0]
     assert all(split.selection > 0 for row in rows[1:] for split in row.splits)
     assert not hooks(llava.model)
+
+
+def test_notes_are_moved_with_what_layers_share():
+    shared, states = torch.zeros(2, 3), torch.zeros(4)
+    layer = {"attention_mask": {"full_attention": shared}, "position_embeddings": (shared, states), "use_cache": True}
+    noted = oracle.Noted(
+        encoding={"args": (states,), "kwargs": {"image_sizes": [[1, 2]]}},
+        decoder={"inputs_embeds": states, "deepstack_visual_embeds": [shared], "attention_mask": None},
+        layers=[layer, dict(layer)],
+        dropped={1: shared},
+    )
+    moved = noted.on("meta")
+    mask = moved.dropped[1]
+    assert mask.is_meta
+    assert moved.encoding["args"][0].is_meta
+    assert moved.encoding["kwargs"] == {"image_sizes": [[1, 2]]}
+    assert moved.decoder["inputs_embeds"].is_meta
+    assert moved.decoder["deepstack_visual_embeds"][0] is mask
+    assert moved.decoder["attention_mask"] is None
+    for one in moved.layers:
+        assert one["attention_mask"]["full_attention"] is mask
+        assert isinstance(one["position_embeddings"], tuple)
+        assert one["position_embeddings"][1].is_meta
+        assert one["use_cache"] is True
+    assert noted.dropped[1].device.type == "cpu"
+
+
+def test_notes_are_on_the_device_in_the_turn_of_their_oracle_only(llava, monkeypatch):
+    order, copies = [], []
+    on, call, now = oracle.Oracle.on, oracle.Oracle.__call__, Bench._now
+
+    def noting(self, device):
+        order.append(f"on {device}")
+        made = on(self, device)
+        copies.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(oracle.Oracle, "on", noting)
+    monkeypatch.setattr(oracle.Oracle, "__call__", lambda self: order.append("oracle") or call(self))
+    monkeypatch.setattr(Bench, "_now", lambda self: order.append("clock") or now(self))
+    monkeypatch.setattr(llava, "device", torch.device("cpu", 0))
+    row = llava.probe(specs.policies("random(keep=64)"), 1)
+    assert order == ["oracle", "on cpu"]
+    assert row.oracle is copies.pop()()
+    order.clear()
+    with torch.inference_mode():
+        llava._ideal(row.oracle)
+    assert order == ["on cpu:0", "clock", "oracle", "clock"]
+    assert copies[0]() is None
 
 
 def test_low_precision_has_an_oracle_too():

@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 
 from tokenprune.eval import files, shapes
 from tokenprune.eval.bench.command import bench
+from tokenprune.eval.bench.measure import Bench
 
 app = typer.Typer()
 app.command()(bench)
 SMALL = ["--shape", "llava-1.5-7b", "--scale", "0.05", "--device", "cpu", "--text", "8", "--new", "2", "--rounds", "2"]
+EARLIER = [*SMALL, "--new", "1", "--rounds", "1", "--policy", "random"]
 
 
 def run(*arguments):
@@ -24,6 +26,13 @@ def sentence(result):
     """What is on stderr, whitespace of the progress bar left out."""
     assert result.exit_code == 2, result.output
     return result.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("earlier")
+    assert run(*EARLIER, "--out", folder).exit_code == 0
+    return folder / "bench_llava-1.5-7b.json"
 
 
 def test_files(tmp_path):
@@ -119,3 +128,67 @@ def test_too_little_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tokenprune.eval.bench.measure.cached", short)
     assert "batch=1 does not fit into the memory" in sentence(run(*SMALL, "--policy", "random", "--out", tmp_path))
+
+
+def test_a_later_batch_size_that_fails_loses_nothing(tmp_path, monkeypatch):
+    measure, file = Bench.measure, tmp_path / "bench_llava-1.5-7b.json"
+    found = []
+
+    def short(self, rows, *others):
+        if rows[0].batch == 2:
+            found.append(json.loads(file.read_text())["rows"])  # what a run that is killed here leaves
+            assert "## Batch 1\n" in file.with_suffix(".md").read_text()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return measure(self, rows, *others)
+
+    monkeypatch.setattr(Bench, "measure", short)
+    out = run(*SMALL, "--policy", "random", "--batch", 1, "--batch", 2, "--out", tmp_path, "--plot")
+    assert "error: batch=2 does not fit into the memory" in sentence(out)
+    result = json.loads(file.read_text())
+    assert [(row["policy"], row["batch"]) for row in result["rows"]] == [("dense", 1), ("random", 1)]
+    assert found == [result["rows"]]
+    assert out.stdout == file.with_suffix(".md").read_text()
+    assert "| random | 0.25 | 144/576 |" in out.stdout
+    assert "## Batch 2\n\nNot measured: the run ended before.\n" in out.stdout
+    assert file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--scale", "0.06"], "scale=0.05, and here it is 0.06"),
+        (["--batch", "2"], "batch=1, and here it is 2"),
+        (["--dtype", "bfloat16"], "dtype=float32, and here it is bfloat16"),
+        (["--policy", "fastv"], "policy=random, and here it is random fastv"),
+        (["--threads", "1"], "threads=default, and here it is 1"),
+    ],
+)
+def test_results_of_other_settings_are_kept(changes, words, earlier, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(Bench, "measure", lambda *a: pytest.fail("measured"))
+    before = earlier.read_text()
+    try:
+        said = sentence(run(*EARLIER, *changes, "--out", earlier.parent))
+    finally:
+        torch.set_num_threads(threads)
+    assert f"holds a bench_llava-1.5-7b.json with {words}: give another --out, or --fresh" in said
+    assert len(said.splitlines()) == 1
+    assert earlier.read_text() == before
+
+
+def test_results_of_another_machine_are_kept(earlier, tmp_path):
+    other = {**json.loads(earlier.read_text()), "device": "NVIDIA H200"}
+    (tmp_path / earlier.name).write_text(json.dumps(other))
+    assert "with machine=NVIDIA H200, and here it is" in sentence(run(*EARLIER, "--out", tmp_path))
+
+
+@pytest.mark.parametrize("foreign", ["{", "[]", "{}", '{"command": 1, "device": ""}'])
+def test_fresh_overwrites(foreign, earlier, tmp_path):
+    file = tmp_path / earlier.name
+    file.write_text(foreign)
+    assert "that is no result of tokenprune bench" in sentence(run(*EARLIER, "--out", tmp_path))
+    assert file.read_text() == foreign
+    if foreign == "{":
+        assert run(*EARLIER, "--out", tmp_path, "--fresh").exit_code == 0
+        assert run(*EARLIER, "--seed", 1, "--out", tmp_path, "--fresh").exit_code == 0
+        assert json.loads(file.read_text())["seed"] == 1

@@ -112,3 +112,4 @@ class TestMarkdown:
         text = markdown({**FACTS, "rows": cells(made, new=4)})
         assert "| 2.50 |" in text
         assert "CUDA devices only" not in text
+        assert "nothing of the oracles" in text

@@ -261,3 +261,19 @@ def test_the_plot_is_written_at_once(tmp_path):
     compare.plot(runs, file)
     assert file.read_bytes().startswith(b"\x89PNG")
     assert [one.name for one in file.parent.iterdir()] == ["plot.png"]
+
+
+def test_errors_that_became_empty_answers_are_told(tmp_path):
+    runs = pair(tmp_path, answers([1, 1, 0]), answers([1, 0, 0], kept=64))
+    file = tmp_path / "b" / "results.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "failures": ["RuntimeError: out of memory"] * 2}))
+    runs[1] = compare.read(tmp_path / "b")
+    said = f"2 answers of {CDPRUNER} are empty because of errors, and count as such; the first: RuntimeError: out of"
+    assert any(note.startswith(said) for note in compared(runs).notes)
+    assert "out of memory" in compare.table(runs)
+
+
+def test_a_policy_that_removes_nothing_is_told(tmp_path):
+    runs = pair(tmp_path, answers([1, 1], kept=256), answers([1, 1], kept=256))
+    assert f"{CDPRUNER} left the language model all visual tokens of shapes." in compared(runs).notes
+    assert not [note for note in compared(runs).notes if note.startswith("none left")]

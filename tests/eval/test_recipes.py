@@ -176,9 +176,9 @@ def test_without_lmms_eval_the_remedy_is_named(tmp_path, monkeypatch):
             looked_up.__wrapped__()
 
 
-def result(gqa, mme, limit=None, policy="none"):
+def result(gqa, mme, limit=None, policy="none", offset=0):
     tasks = {"gqa": {"exact_match,none": gqa}, "mme": {"mme_perception_score,none": mme}}
-    return {"settings": {"policy": policy, "limit": limit}, "results": tasks}
+    return {"settings": {"policy": policy, "limit": limit, "offset": offset}, "results": tasks}
 
 
 def test_retention_is_compared(tmp_path):
@@ -204,9 +204,12 @@ def test_what_cannot_be_judged_is_not(tmp_path):
     gqa, mme, mean = recipes.compared(recipe, {"cdpruner(keep=64)": pruned})
     assert (gqa["retention"], gqa["within"], mme["within"], mean["within"]) == (None, None, True, None)
     assert recipes.compared(recipe, {"none": dense, "cdpruner(keep=64)": pruned})[0]["within"] is True
-    some = recipes.compared(recipe, {"none": dense, "cdpruner(keep=64)": result(0.57, 1470.0, limit=8)})
-    assert [row["within"] for row in some] == [None] * 3
-    assert some[0]["difference"] == pytest.approx(0)
+    for part in ({"limit": 8}, {"offset": 8}):
+        some = recipes.compared(recipe, {"none": dense, "cdpruner(keep=64)": result(0.57, 1470.0, **part)})
+        assert [row["within"] for row in some] == [None] * 3
+        assert some[0]["difference"] == pytest.approx(0)
+        some = recipes.compared(recipe, {"none": result(0.6, 1500.0, **part), "cdpruner(keep=64)": pruned})
+        assert [row["within"] for row in some] == [None] * 3
     assert {row["measured"] for row in recipes.compared(recipe, {})} == {None}
 
 
@@ -250,6 +253,24 @@ def test_the_module_lists_checks_and_compares(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match="a/results.json' cannot be read: run that configuration again"):
         recipes.measured(tmp_path / "runs")
     with pytest.raises(InputError, match="holds no \\*/results.json"):
+        recipes.measured(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        [],
+        {"results": {"gqa": {"exact_match,none": 0.6}}, "config": {"model": "llava_hf"}},
+        {"settings": {"limit": None}, "results": {}},
+        {"settings": {"policy": "none"}},
+    ],
+    ids=["list", "lmms-eval", "no policy", "no results"],
+)
+def test_results_of_something_else_are_refused(foreign, tmp_path):
+    for name, facts in {"a": result(0.6, 1500.0), "b": foreign}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="b/results.json' is no result of tokenprune eval: move it out"):
         recipes.measured(tmp_path)
 
 

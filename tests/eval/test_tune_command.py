@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -13,6 +14,7 @@ from tokenprune.errors import InputError, InvalidArgumentError, UnknownPolicyErr
 from tokenprune.eval import shapes, specs
 from tokenprune.eval.tune import backend, command
 from tokenprune.eval.tune.candidates import KEEPS, POLICIES, candidates, is_baseline
+from tokenprune.eval.tune.state import State
 
 RIGHT = {"none": 1.0, "uniform(keep=0.5)": 1.0, "uniform(keep=0.11)": 0.5, "divprune(keep=0.5)": 1.0}
 TIMES = {"uniform(keep=0.5)": 0.5, "uniform(keep=0.11)": 0.2, "divprune(keep=0.5)": 0.8}
@@ -338,3 +340,28 @@ def test_the_embedded_model_through_lmms_eval(tmp_path):
     ]
     assert found["values"]["none from 0"] == [[line["accuracy"] for line in dense]]
     assert [line["doc_id"] for line in dense] == list(range(8))
+
+
+def test_a_search_without_an_answer_blocks_no_folder(tmp_path):
+    State(tmp_path, {"metric": "foo"}).measured({"uniform(keep=0.5)": 0.5}, {})
+    state = State(tmp_path, {"metric": "accuracy"})
+    assert state.times == {}
+    state.remembering(lambda *_: np.ones((1, 2)))("none", 0, 2)
+    with pytest.raises(InputError, match="holds a search with metric='accuracy'"):
+        State(tmp_path, {"metric": "foo"})
+
+
+def test_several_processes_are_refused(tune, loaded, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    result = tune([], Stub(loaded))
+    assert result.exit_code == 2
+    assert "tune runs in one process" in result.stderr
+
+
+def test_other_tasks_or_packages_are_another_search(tune, loaded, tmp_path, monkeypatch):
+    assert tune([], Stub(loaded)).exit_code == 0
+    (tmp_path / "more").mkdir()
+    moved = tune(["--include-path", str(tmp_path / "more")], Stub(loaded))
+    assert "holds a search with include_path=[]" in moved.stderr
+    monkeypatch.setattr(command, "_versions", lambda: {"torch": "9"})
+    assert "holds a search with versions=" in tune([], Stub(loaded)).stderr
