@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: n
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests import reference
 from tokenprune import ProjectorPolicy, Selection
@@ -23,6 +23,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser):
     parser.addoption("--golden-dir", type=Path, default=GOLDEN, help="folder whose .npz files test_golden.py checks")
+
+
+@pytest.fixture(autouse=True)
+def whole_pictures(monkeypatch):
+    """Importing lmms-eval has PIL take truncated files for the whole process: our own tests must not depend on it."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 @dataclass(kw_only=True)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from default_layer_policies import causal_attention
 
+from tests.default_layer_policies import causal_attention
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import AdaptInfer
 

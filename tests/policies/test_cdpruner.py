@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.ops import unit_norm
 from tokenprune.policies import CDPruner, CDPrunerOpenVINO

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_policies import unit, visual_tokens
 
+from tests.default_policies import unit, visual_tokens
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import DART
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from default_policies import visual_tokens
 from torch.nn import functional as F
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError, PolicyError
 from tokenprune.ops import points_on_grid
 from tokenprune.policies import DyCoke

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from default_layer_policies import (
+
+from tests.allocations import MIB, Allocations
+from tests.default_layer_policies import (
     LAYER_BY_PLACE,
     LAYER_POLICIES,
     RECYCLING,
@@ -16,8 +18,6 @@ from default_layer_policies import (
     layer_unit,
     shuffled,
 )
-
-from tests.allocations import MIB, Allocations
 from tokenprune import registry
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import ScheduledPolicy, at_mean, mean_share

@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from default_policies import (
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.allocations import MIB, Allocations
+from tests.default_policies import (
     BY_PLACE,
     POLICIES,
     SUMMARY,
@@ -17,10 +21,6 @@ from default_policies import (
     without,
     wordless,
 )
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-
-from tests.allocations import MIB, Allocations
 from tokenprune import registry
 from tokenprune.ops import nearest_other, unit_norm
 from tokenprune.tokens import Tap

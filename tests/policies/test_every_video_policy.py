@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from default_policies import POLICIES, unit, visual_tokens
 from test_every_policy import check
 
+from tests.default_policies import POLICIES, unit, visual_tokens
 from tokenprune.errors import InvalidArgumentError, UnsupportedPolicyError
 
 NAMES = [name for name, factory in POLICIES.items() if "image" not in factory().kinds]

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from default_vision_policies import (
+
+from tests.allocations import MIB, Allocations
+from tests.default_vision_policies import (
     DEPTH,
     GRID,
     NO_PREFIX,
@@ -17,8 +19,6 @@ from default_vision_policies import (
     prefix_of,
     steps,
 )
-
-from tests.allocations import MIB, Allocations
 from tokenprune import registry
 from tokenprune.errors import InvalidArgumentError
 

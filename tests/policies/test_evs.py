@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune.ops import points_on_grid
 from tokenprune.policies import EVS
 

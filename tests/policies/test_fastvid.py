@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from default_policies import PATCHES, WIDTH, visual_tokens
 
+from tests.default_policies import PATCHES, WIDTH, visual_tokens
 from tokenprune.errors import InvalidArgumentError, PolicyError
 from tokenprune.policies import FastVID, FrameClassToken, FrameMean
 from tokenprune.policies.fastvid_counts import exact_counts, segmented

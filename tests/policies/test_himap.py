@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_layer_policies import causal_attention
 
+from tests.default_layer_policies import causal_attention
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import HiMAP
 

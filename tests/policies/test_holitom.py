@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError, PolicyError
 from tokenprune.ops import density_scores
 from tokenprune.policies import HoliTom

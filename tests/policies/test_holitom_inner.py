@@ -1,6 +1,6 @@
 import torch
-from default_layer_policies import causal_attention, layer_tokens
 
+from tests.default_layer_policies import causal_attention, layer_tokens
 from tokenprune.ops import unit_norm
 from tokenprune.policies import HoliTomInner
 

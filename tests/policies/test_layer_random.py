@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_layer_policies import layer_tokens
 
+from tests.default_layer_policies import layer_tokens
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import PyramidDrop, RandomLayers
 

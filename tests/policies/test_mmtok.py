@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.ops import coverage
 from tokenprune.policies import MMTok

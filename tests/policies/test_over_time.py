@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from default_policies import unit, visual_tokens
 
+from tests.default_policies import unit, visual_tokens
 from tokenprune.errors import InvalidArgumentError, UnsupportedPolicyError
 from tokenprune.ops import sum_by_source
 from tokenprune.policies import HoliTom, PruneVid

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_layer_policies import causal_attention, layer_tokens
 
+from tests.default_layer_policies import causal_attention, layer_tokens
 from tokenprune.errors import PolicyError, UnsupportedPolicyError
 from tokenprune.policies import PruneVidInside
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_layer_policies import causal_attention
 
+from tests.default_layer_policies import causal_attention
 from tokenprune.policies import PyramidDrop, ScheduledPolicy, SparseVLM, mean_share
 from tokenprune.policies.schedule import layer_at
 

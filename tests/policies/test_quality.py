@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.policies import FeatureNorm, LocalVariance, VisionAttention
 from tokenprune.tokens import Tap

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from default_policies import visual_tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError, UnsupportedPolicyError
 from tokenprune.ops import unit_norm
 from tokenprune.policies import CDPruner, ClipRelevance, TextRelevance

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from default_layer_policies import causal_attention, given_attention, layer_tokens, spans
 
 from tests.allocations import MIB, Allocations
+from tests.default_layer_policies import causal_attention, given_attention, layer_tokens, spans
 from tokenprune.errors import InvalidArgumentError, UnsupportedPolicyError
 from tokenprune.ops import density_peaks, rotary_gravity
 from tokenprune.policies import SparseVLM

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_vision_policies import block_tokens
 
+from tests.default_vision_policies import block_tokens
 from tokenprune.errors import InvalidArgumentError, UnsupportedPolicyError
 from tokenprune.policies import STA
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.ops import unit_norm
 from tokenprune.policies import FasterVLM, VisPruner

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from default_policies import visual_tokens
 
+from tests.default_policies import visual_tokens
 from tokenprune import ZooPrune
 from tokenprune.errors import InvalidArgumentError
 from tokenprune.ops import greedy_max_min, min_max, unit_norm
