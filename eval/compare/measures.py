@@ -127,7 +127,7 @@ def _failures(runs: Sequence[Run]) -> list[str]:
     """Sentences about answers that are none."""
     return [
         f"{len(run.failures)} answers of {name} are empty because of errors, and count as such; the first: "
-        f"{run.failures[0]}."
+        f"{run.failures[0].splitlines()[0].rstrip('.')}."
         for run, name in zip(runs, named(runs), strict=True)
         if run.failures
     ]

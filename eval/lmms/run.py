@@ -27,6 +27,7 @@ from .. import specs
 from ..files import replaced
 from .journal import Journal, writing
 from .model import built, transformers_model
+from .watch import said
 
 LOOKED_AT = 50  # documents of a task that are searched for a picture
 RESULTS = "results.json"
@@ -72,7 +73,7 @@ class Session:
         try:
             self.manager = TaskManager("ERROR", include_path=paths, include_defaults=defaults, model_name=base)
         except Exception as error:
-            raise InputError(f"include_path={paths} has a task that cannot be read ({_said(error)}).") from error
+            raise InputError(f"include_path={paths} has a task that cannot be read ({said(error)}).") from error
         self.lm = built(base, {**base_args, "batch_size": batch_size})
         self.lm.keeps_model = True
         self.model = transformers_model(self.lm)
@@ -170,7 +171,7 @@ class Session:
             raise
         except Exception as error:
             raise InputError(
-                f"base={self.base!r} fails on {', '.join(tasks)} ({_said(error)}): try the same in lmms-eval "
+                f"base={self.base!r} fails on {', '.join(tasks)} ({said(error)}): try the same in lmms-eval "
                 "itself; answers up to then are kept."
             ) from error
         failures = self._failures()
@@ -255,12 +256,8 @@ def _sentence(task: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"tasks={task!r} cannot be loaded ({_said(error)}): check that its data is here, or can be fetched."
+            f"tasks={task!r} cannot be loaded ({said(error)}): check that its data is here, or can be fetched."
         ) from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('.')}"
 
 
 def _leaves(found: dict) -> Iterator[tuple[str, Any]]:

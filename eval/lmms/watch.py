@@ -21,6 +21,11 @@ from .journal import Entry
 Document = tuple[str, Any]  # task and doc_id
 
 
+def said(error: BaseException) -> str:
+    """An error in one line, by its type."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('.')}"
+
+
 class Stopped(BaseException):
     """An error of ours on its way out: classes of lmms-eval answer "" to any `Exception` and go on."""
 
@@ -86,7 +91,7 @@ class Watch:
         except TokenPruneError as error:
             raise Stopped from error
         except Exception as error:
-            self.failures.append(f"{type(error).__name__}: {error}")
+            self.failures.append(said(error))
             raise
         pictures = any("pixel" in name and value is not None for name, value in kwargs.items())
         if documents:

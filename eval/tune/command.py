@@ -77,7 +77,8 @@ def tune(
             raise InvalidArgumentError(f"{name}='' is empty: give --{name}, such as {such}.")
     if confidence is not None and not 0.5 < confidence < 1:
         raise InvalidArgumentError(f"confidence={confidence} is not between 0.5 and 1: give such as 0.95, or none.")
-    if torch.distributed.is_torchelastic_launched():
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if several or torch.distributed.is_torchelastic_launched():
         raise InputError("tune runs in one process: start it without accelerate launch or torchrun.")
     plan = Plan(samples, heldout, MaxDrop.read(max_drop), confidence)
     texts = candidates(policy or POLICIES, keep or KEEPS, compose=compose)

@@ -19,7 +19,9 @@ def line(doc_id, right, *, answer=None, kind="color", metric="exact_match", visu
     }
 
 
-def run_folder(folder, lines, *, policy="none", keep="", task=TASK, reported=None, better=True, **settings):
+def run_folder(
+    folder, lines, *, policy="none", keep="", task=TASK, reported=None, better=True, failures=(), **settings
+):
     """lines: documents of the task, or task -> documents."""
     tasks = lines if isinstance(lines, dict) else {task: lines}
     folder.mkdir(parents=True)
@@ -44,6 +46,8 @@ def run_folder(folder, lines, *, policy="none", keep="", task=TASK, reported=Non
         "visual": {},
         "samples": {name: len(own) for name, own in tasks.items()},
     }
+    if failures:
+        facts["failures"] = failures
     (folder / "results.json").write_text(json.dumps(facts))
     return folder
 

@@ -264,13 +264,14 @@ def test_the_plot_is_written_at_once(tmp_path):
 
 
 def test_errors_that_became_empty_answers_are_told(tmp_path):
-    runs = pair(tmp_path, answers([1, 1, 0]), answers([1, 0, 0], kept=64))
-    file = tmp_path / "b" / "results.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "failures": ["RuntimeError: out of memory"] * 2}))
-    runs[1] = compare.read(tmp_path / "b")
-    said = f"2 answers of {CDPRUNER} are empty because of errors, and count as such; the first: RuntimeError: out of"
-    assert any(note.startswith(said) for note in compared(runs).notes)
-    assert "out of memory" in compare.table(runs)
+    dense = run_folder(tmp_path / "a", answers([1, 1, 0]))
+    failures = ["RuntimeError: out of memory.\nSee the manual.", "ValueError: other"]
+    other = run_folder(tmp_path / "b", answers([1, 0, 0], kept=64), policy=CDPRUNER, failures=failures)
+    runs = [compare.read(dense), compare.read(other)]
+    assert [run.failures for run in runs] == [(), tuple(failures)]
+    said = f"2 answers of {CDPRUNER} are empty because of errors, and count as such; the first: RuntimeError: "
+    assert [note for note in compared(runs).notes if "errors" in note] == [f"{said}out of memory."]
+    assert f"{said}out of memory.\n" in compare.table(runs)
 
 
 def test_a_policy_that_removes_nothing_is_told(tmp_path):

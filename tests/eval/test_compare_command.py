@@ -58,6 +58,19 @@ def test_runs_of_a_folder_against_its_dense_one(folder, tmp_path):
     assert rows[0]["against"] is None
 
 
+def test_errors_and_idle_policies_are_in_the_json(folder, tmp_path):
+    rights = answers([1] * 20, kept=256, kinds=KINDS)
+    run_folder(folder / "d_pool", rights, policy="pool", failures=["RuntimeError: out of memory"])
+    text = said(folder, "--out", tmp_path / "x.json")
+    notes = json.loads((tmp_path / "x.json").read_text())["notes"]
+    for note in (
+        "1 answers of pool are empty because of errors, and count as such; the first: RuntimeError: out of memory.",
+        "pool left the language model all visual tokens of shapes.",
+    ):
+        assert note in notes
+        assert note in text
+
+
 def test_the_first_argument_is_what_others_are_compared_to(folder):
     text = said(folder / "c_random", folder / "a_cdpruner", folder / "b_dense")
     assert [line.split(" |")[0] for line in text.splitlines() if line.startswith("| ")][2:] == [

@@ -351,11 +351,27 @@ def test_a_search_without_an_answer_blocks_no_folder(tmp_path):
         State(tmp_path, {"metric": "foo"})
 
 
-def test_several_processes_are_refused(tune, loaded, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+def test_a_mistyped_metric_can_be_corrected_in_the_same_folder(tune, loaded):
+    assert "metric='foo' is no number" in tune(["--metric", "foo"], Stub(loaded)).stderr
+    result = tune(["--metric", "accuracy"], Stub(loaded))
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(("elastic", "processes"), [(True, None), (False, 2)])
+def test_several_processes_are_refused(tune, loaded, tmp_path, monkeypatch, elastic, processes):
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: elastic)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: processes is not None)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
     result = tune([], Stub(loaded))
     assert result.exit_code == 2
     assert "tune runs in one process" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_process_of_one_is_not_refused(tune, loaded, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    assert tune([], Stub(loaded)).exit_code == 0
 
 
 def test_other_tasks_or_packages_are_another_search(tune, loaded, tmp_path, monkeypatch):
