@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -236,10 +235,10 @@ class Stacked(Pruned):
         before = self.spent.get(self._keep, (0, 0, 0))
         now = (cost["prefill_flops_dense"], cost["prefill_flops_pruned"], equal)
         self.spent[self._keep] = tuple(a + b for a, b in zip(before, now, strict=True))
-        gone = sum(dense - pruned for dense, pruned in report.lengths)
-        left = [total - gone / len(report.lengths), *(event.kept / len(batch.samples) for event in report.events)]
-        at = [0, *(event.layer for event in report.events), self.shape.layers]
-        return sum(n * (end - start) for n, (start, end) in zip(left, pairwise(at), strict=True)) / self.shape.layers
+        samples = range(len(report.lengths))
+        read = sum(n * layers for i in samples for n, layers in report.stretches(i)) / self.shape.layers
+        words = sum(dense - total for dense, _ in report.lengths)
+        return (read - words) / len(samples)
 
     def facts(self, keep: float) -> dict[str, Any]:
         """What its row says besides: layers, tokens, and shares of the dense FLOPs, its own and of one in front."""

@@ -185,8 +185,8 @@ class Report:
         samples = range(len(self.lengths))
         dense = [[(before, self.shape.layers)] for before, _ in self.lengths]
         stretches = {
-            "prefill_flops": (self.shape.flops, dense, [self._stretches(i) for i in samples]),
-            "kv_bytes": (self.shape.kv_bytes, dense, [self._stretches(i, cached=True) for i in samples]),
+            "prefill_flops": (self.shape.flops, dense, [self.stretches(i) for i in samples]),
+            "kv_bytes": (self.shape.kv_bytes, dense, [self.stretches(i, cached=True) for i in samples]),
         }
         return cost | {
             f"{what}_{how}": sum(of(n, layers) for sample in found for n, layers in sample)
@@ -194,7 +194,7 @@ class Report:
             for how, found in zip(("dense", "pruned"), both, strict=True)
         }
 
-    def _stretches(self, sample: int, *, cached: bool = False) -> list[tuple[int, int]]:
+    def stretches(self, sample: int, *, cached: bool = False) -> list[tuple[int, int]]:
         """(tokens, number of layers that read so many, or whose caches hold so many) of one sample."""
         at = [0, *(event.layer for event in self.events), self.shape.layers]
         lengths = [self.lengths[sample][1], *(event.lengths[sample] for event in self.events)]

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from ...stages.hook import by_name
 from ...stages.parts import Parts
+from ..instead import instead
 
 # Largest difference of logits, as a share of their spread, that other kernels for the same sums explain
 NOISE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -73,14 +74,9 @@ def _on(value: Any, device: Any, moved: dict[int, Tensor]) -> Any:
 @contextmanager
 def around(outer: Any, wrapper: Callable[[Callable, tuple, dict], Any]) -> Iterator[None]:
     """`get_image_features` of the outer module goes through wrapper(method, args, kwargs)."""
-    before, method = vars(outer).get("get_image_features"), outer.get_image_features
-    outer.get_image_features = lambda *args, **kwargs: wrapper(method, args, kwargs)
-    try:
+    method = outer.get_image_features
+    with instead(outer, "get_image_features", lambda *args, **kwargs: wrapper(method, args, kwargs)):
         yield
-    finally:
-        del outer.get_image_features
-        if before is not None:
-            outer.get_image_features = before
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from ...command import number, one_sentence
 from ...errors import InvalidArgumentError
-from .opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, installed, quiet, sessions
+from .opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, names_of, quiet, sessions
 
 
 @one_sentence()
@@ -56,7 +56,7 @@ def evaluate(
     from .. import recipes, specs
     from ..files import shown
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = names_of(tasks)
     arguments = arguments_of(base_args)
     if dry_run and not recipe:
         raise InvalidArgumentError("dry_run=True is about a recipe: give --recipe.")
@@ -68,8 +68,7 @@ def evaluate(
             )
         paper = recipes.read(recipe)
         paper = replace(paper, base_args=paper.base_args | arguments)
-        with installed():
-            recipes.check(paper)
+        recipes.check(paper)
         if dry_run:
             typer.echo("\n".join(recipes.commands(paper)))
             return

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,20 +102,16 @@ class Journal:
             os.fsync(file.fileno())
 
 
-class writing:
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
     """Within, an OSError becomes one sentence."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise InputError(
-                f"out={str(self.folder)!r} cannot be written ({error.strerror or error}): make room or give another "
-                "folder; the same command goes on with the answers that are there."
-            ) from None
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"out={str(folder)!r} cannot be written ({error.strerror or error}): make room or give another folder; the "
+            "same command goes on with the answers that are there."
+        ) from None
 
 
 def documents(data: Mapping[str, Any]) -> Callable[[Instance], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,11 @@ Tasks = Annotated[str, typer.Option(help="Tasks of lmms-eval, joined by commas."
 BatchSize = Annotated[int, typer.Option(min=1, help="Of the base, where it takes any.")]
 IncludePath = Annotated[list[Path] | None, typer.Option(help="Folder with more tasks; repeat for several.")]
 Seed = Annotated[int, typer.Option(help="Of whatever draws.")]
+
+
+def names_of(text: str) -> list[str]:
+    """Of tasks, as --tasks has them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def arguments_of(text: str) -> dict[str, Any]:
@@ -70,14 +76,13 @@ def sessions(
         yield where, Session(embedded.BASE, given, include_path=[folder, *paths], defaults=False, **options), some
 
 
-class installed:
+@contextmanager
+def installed() -> Iterator[None]:
     """Within, a missing package becomes one sentence."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ImportError):
-            raise InputError(f"{error.name or error} is not installed: pip install 'tokenprune-vlm[eval]'.") from None
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{error.name or error} is not installed: pip install tokenprune-vlm[eval].") from None
 
 
 def quiet() -> None:

@@ -7,7 +7,7 @@ to `self.cache_hook`. On these three, of this one instance, we listen while it a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from contextlib import ExitStack
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -16,6 +16,7 @@ from loguru import logger
 from ...errors import TokenPruneError
 from ...report import Report
 from ...wrap import Handle
+from ..instead import instead
 from .journal import Entry
 
 Document = tuple[str, Any]  # task and doc_id
@@ -62,19 +63,17 @@ class Watch:
 
     def __enter__(self) -> Watch:
         lm = self.lm
-        self._before = lm.task_dict, lm.cache_hook, self.model.__dict__.get("generate")
-        self._generate = self.model.generate
+        self._before, self._generate = (lm.task_dict, lm.cache_hook), self.model.generate
         lm.task_dict = {name: _Heard(data, (name,), self._read.append) for name, data in lm.task_dict.items()}
-        lm.cache_hook, self.model.generate = self, self.generate
-        self._hook = self.model.register_forward_pre_hook(self._asks, prepend=True)
+        lm.cache_hook = self
+        self._listening = ExitStack()
+        self._listening.enter_context(instead(self.model, "generate", self.generate))
+        self._listening.callback(self.model.register_forward_pre_hook(self._asks, prepend=True).remove)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._hook.remove()
-        self.lm.task_dict, self.lm.cache_hook, generate = self._before
-        del self.model.generate
-        if generate is not None:
-            self.model.generate = generate
+        self._listening.close()
+        self.lm.task_dict, self.lm.cache_hook = self._before
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own, told what its prompts ask."""
@@ -170,11 +169,8 @@ def seen(report: Report, rows: int) -> list[dict[str, Any] | None]:
         units = [unit for unit in report.units if unit.sample == sample]
         kept, total = sum(unit.kept for unit in units), sum(unit.total for unit in units)
         if report.events and report.shape is not None:
-            dense, entering = report.lengths[sample]
-            read = [length - (dense - total) for length in (entering, *(e.lengths[sample] for e in report.events))]
-            at = [0, *(event.layer for event in report.events), report.shape.layers]
-            read_by_all = sum(n * (end - start) for n, (start, end) in zip(read, pairwise(at), strict=True))
-            kept = round(read_by_all / report.shape.layers, 2)
+            read = sum(n * layers for n, layers in report.stretches(sample)) / report.shape.layers
+            kept = round(read - (report.lengths[sample][0] - total), 2)
         found.append({"kept": kept, "total": total, "prefill_flops": _share(report)} if units else None)
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError, nearest
 from .. import specs
+from ..lmms.opening import installed
 from .reading import Benchmark, Recipe, benchmarks
 
 if TYPE_CHECKING:
@@ -54,11 +55,9 @@ def resolve(benchmark: Benchmark) -> None:
 @cache
 def _manager() -> TaskManager:
     """Of all tasks; made once, as it reads some 2,000 files."""
-    try:
+    with installed():
         from lmms_eval.tasks import TaskManager
         from loguru import logger
-    except ImportError as error:
-        raise InputError(f"{error.name or error} is not installed: pip install tokenprune-vlm[eval].") from error
     logger.disable("lmms_eval")  # it names each file that is no task
     try:
         return TaskManager("ERROR")
@@ -68,10 +67,8 @@ def _manager() -> TaskManager:
 
 @cache
 def _bases() -> list[str]:
-    try:
+    with installed():
         from lmms_eval import models
-    except ImportError as error:
-        raise InputError(f"{error.name or error} is not installed: pip install tokenprune-vlm[eval].") from error
     return sorted({*models.AVAILABLE_SIMPLE_MODELS, *models.AVAILABLE_CHAT_TEMPLATE_MODELS})
 
 

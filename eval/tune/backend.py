@@ -29,6 +29,7 @@ from ...errors import (
 from ...policies import Policy
 from .. import specs
 from ..clock import in_turns, ratio
+from ..instead import instead
 from .search import DENSE, Evaluate, Refused
 
 if TYPE_CHECKING:
@@ -131,20 +132,15 @@ def seen(session: Session, tasks: Sequence[str], count: int) -> list[Call]:
 
 @contextmanager
 def _noted(model: Any) -> Iterator[list[Call]]:
-    before, generate, calls = model.__dict__.get("generate"), model.generate, []
+    generate, calls = model.generate, []
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         if any("pixel" in name and value is not None for name, value in kwargs.items()):
             calls.append((args, dict(kwargs)))
         return generate(*args, **kwargs)
 
-    model.generate = noting
-    try:
+    with instead(model, "generate", noting):
         yield calls
-    finally:
-        del model.generate
-        if before is not None:
-            model.generate = before
 
 
 def served(session: Session, texts: Sequence[str], call: Call) -> dict[str, str]:

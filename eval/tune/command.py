@@ -11,7 +11,19 @@ import typer
 
 from ...command import one_sentence
 from ...errors import InputError, InvalidArgumentError
-from ..lmms.opening import Base, BaseArgs, BatchSize, IncludePath, Seed, Tasks, arguments_of, installed, quiet, sessions
+from ..lmms.opening import (
+    Base,
+    BaseArgs,
+    BatchSize,
+    IncludePath,
+    Seed,
+    Tasks,
+    arguments_of,
+    installed,
+    names_of,
+    quiet,
+    sessions,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +83,7 @@ def tune(
     from .search import Plan
     from .state import State
 
-    names = [name for name in tasks.split(",") if name]
+    names = names_of(tasks)
     for name, given, such in (("tasks", names, "shapes"), ("base", base, "llava_hf, or embedded")):
         if not given:
             raise InvalidArgumentError(f"{name}='' is empty: give --{name}, such as {such}.")
