@@ -162,7 +162,11 @@ def test_a_configuration_names_settings_and_no_models():
 
 @pytest.mark.parametrize(
     ("old", "new", "same"),
-    [("Max-min diversity", "Greatest diversity", True), ("limits", "limits_", False), ("unit_norm(", "(", False)],
+    [
+        ("Max-min diversity", "Greatest diversity", True),
+        ("limits", "limits_", False),
+        ("self.compared(tokens)", "tokens.features", False),
+    ],
 )
 def test_a_configuration_is_of_the_code_not_of_its_words(monkeypatch, old, new, same):
     source = accuracy.inspect.getsource(accuracy.sys.modules[DivPrune.__module__])

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.ops import greedy, greedy_dpp, greedy_max_min, nearest_other, top_k, unit_norm
+from tokenprune.ops import greedy_dpp, greedy_max_min, nearest_other, plain, top_k, unit_norm
 
 SEEDS = st.integers(0, 2**32 - 1)
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -13,10 +13,14 @@ def randn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def dpp(kernel, k, **kwargs):
-    """greedy_dpp on explicit [G, N, N] kernels."""
-    units = torch.arange(len(kernel))
-    return greedy_dpp(lambda j: kernel[units, j], kernel.diagonal(dim1=1, dim2=2), k, **kwargs)
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    ("max_min", "dpp"), [(greedy_max_min, greedy_dpp), (plain.max_min, plain.dpp)], ids=["lazy", "plain"]
+)
+
+
+def at_their_length(x):
+    """Keywords under which S_ij is x_i . x_j."""
+    return {"scale": torch.ones(x.shape[:2])}
 
 
 def test_top_k_takes_the_lowest_index_among_equals():
@@ -28,7 +32,7 @@ def test_top_k_takes_the_lowest_index_among_equals():
 
 @pytest.mark.parametrize("elements", [1, 60, 130, 10**6])
 def test_nearest_other_in_blocks_equals_dense(monkeypatch, elements):
-    monkeypatch.setattr(greedy, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(plain, "BLOCK_ELEMENTS", elements)
     x = unit_norm(randn(3, 20, 6))
     dense = x @ x.mT
     dense.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
@@ -59,42 +63,53 @@ def naive_max_min_value(x, chosen, candidate):
     return min(float(1 - x[candidate] @ x[i]) for i in others)
 
 
+@IMPLEMENTATIONS
 @few
 @given(seed=SEEDS, n=st.integers(2, 9), d=st.integers(2, 5), data=st.data())
-def test_max_min_matches_a_naive_float64_greedy(seed, n, d, data):
+def test_max_min_matches_a_naive_float64_greedy(max_min, dpp, seed, n, d, data):
     k = data.draw(st.integers(1, n))
     x = randn(n, d, seed=seed, dtype=torch.float64)
+    order = max_min(x.float()[None], k)[0].tolist()
     x = x / x.norm(dim=-1, keepdim=True)
-    order = greedy_max_min(x.float()[None], k)[0].tolist()
     assert len(set(order)) == k
     for t, pick in enumerate(order):
         best = max(naive_max_min_value(x, order[:t], i) for i in range(n) if i not in order[:t])
         assert naive_max_min_value(x, order[:t], pick) >= best - 1e-6
 
 
-def test_max_min_first_pick_can_be_given():
-    x = unit_norm(randn(2, 8, 3))
-    assert greedy_max_min(x, 3, first=torch.tensor([5, 2]))[:, 0].tolist() == [5, 2]
+@IMPLEMENTATIONS
+def test_max_min_first_pick_can_be_given(max_min, dpp):
+    assert max_min(randn(2, 8, 3), 3, first=torch.tensor([5, 2]))[:, 0].tolist() == [5, 2]
 
 
-def test_max_min_ties_go_to_the_lowest_index():
-    axes = torch.eye(4)  # every pair at distance 1
-    assert greedy_max_min(axes[None], 4).tolist() == [[0, 1, 2, 3]]
+@IMPLEMENTATIONS
+def test_max_min_ties_go_to_the_lowest_index(max_min, dpp):
+    axes = torch.eye(300)  # every pair at distance 1
+    assert max_min(axes[None], 200).tolist() == [list(range(200))]
 
 
-def test_max_min_answers_the_lowest_remaining_index_once_only_duplicates_are_left():
+@IMPLEMENTATIONS
+def test_max_min_answers_the_lowest_remaining_index_once_only_duplicates_are_left(max_min, dpp):
     x = torch.eye(2)[[0, 0, 1, 0, 1]]
     # every token has a twin, so it starts at 0; then the first token of the other direction; then what is left
-    assert greedy_max_min(x[None], 5).tolist() == [[0, 2, 1, 3, 4]]
+    assert max_min(x[None], 5).tolist() == [[0, 2, 1, 3, 4]]
 
 
+@IMPLEMENTATIONS
+def test_max_min_of_scaled_tokens(max_min, dpp):
+    """Distances 1 - x_i . x_j from the first: -, 0, 2, 1; from the third, too: -, 0, -, 1."""
+    x = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [-1.0, 1.0], [0.0, 1.0]]])
+    assert max_min(x, 4, first=torch.tensor([0]), **at_their_length(x)).tolist() == [[0, 2, 1, 3]]
+
+
+@IMPLEMENTATIONS
 @few
-@given(seed=SEEDS, n=st.integers(1, 6), data=st.data())
-def test_dpp_matches_a_brute_force_float64_greedy_determinant(seed, n, data):
+@given(seed=SEEDS, n=st.integers(1, 6), weight=st.sampled_from([0.0, 0.3, 1.0]), data=st.data())
+def test_dpp_matches_a_brute_force_float64_greedy_determinant(max_min, dpp, seed, n, weight, data):
     k = data.draw(st.integers(1, n))
-    factor = randn(n, n + 2, seed=seed, dtype=torch.float64)
-    kernel = factor @ factor.T
-    order = dpp(kernel.float()[None], k)[0].tolist()
+    x, r = randn(n, n + 2, seed=seed, dtype=torch.float64), 0.1 + randn(n, seed=seed + 1, dtype=torch.float64).abs()
+    kernel = (x @ x.T) * ((1 - weight) + weight * r[:, None] * r)
+    order = dpp(x.float()[None], k, quality=r.float()[None], weight=weight, **at_their_length(x[None]))[0].tolist()
     assert len(set(order)) == k
 
     def determinant(subset):
@@ -105,15 +120,24 @@ def test_dpp_matches_a_brute_force_float64_greedy_determinant(seed, n, data):
         assert determinant(order[: t + 1]) >= best * (1 - 1e-4)
 
 
-def test_dpp_ties_go_to_the_lowest_index():
-    assert dpp(torch.eye(5)[None], 4).tolist() == [[0, 1, 2, 3]]
+@IMPLEMENTATIONS
+def test_dpp_ties_go_to_the_lowest_index(max_min, dpp):
+    assert dpp(torch.eye(300)[None], 200).tolist() == [list(range(200))]
 
 
+@IMPLEMENTATIONS
+def test_dpp_of_equally_good_tokens_starts_with_the_lowest(max_min, dpp):
+    """Lengths of unit vectors round apart; the diagonal does not."""
+    x = randn(20, 50, 17)
+    assert dpp(x, 1).tolist() == [[0]] * 20
+    assert dpp(x, 1, quality=torch.full((20, 50), 0.7)).tolist() == [[0]] * 20
+
+
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_dpp_beyond_the_rank_continues_with_the_highest_diagonal(rank):
+def test_dpp_beyond_the_rank_continues_with_the_highest_diagonal(max_min, dpp, rank):
     x = unit_norm(randn(1, 12, rank)) * torch.linspace(1, 2, 12)[:, None]
-    kernel = x @ x.mT
-    order = dpp(kernel, 12)[0].tolist()
+    order = dpp(x, 12, **at_their_length(x))[0].tolist()
     assert sorted(order) == list(range(12))
     independent = x[0, order[:rank]].double()
     assert torch.linalg.matrix_rank(independent) == rank
@@ -121,18 +145,22 @@ def test_dpp_beyond_the_rank_continues_with_the_highest_diagonal(rank):
     assert order[rank:] == rest
 
 
-def test_dpp_of_a_zero_kernel_is_the_lowest_indices():
+@IMPLEMENTATIONS
+def test_dpp_of_zeros_is_the_lowest_indices(max_min, dpp):
     assert dpp(torch.zeros(1, 5, 5), 3).tolist() == [[0, 1, 2]]
+    assert dpp(randn(1, 5, 5), 3, quality=torch.zeros(1, 5)).tolist() == [[0, 1, 2]]
 
 
-def test_dpp_eps_only_shifts_the_pivots():
-    x = unit_norm(randn(1, 30, 16))
-    assert dpp(x @ x.mT, 8, eps=1e-6).tolist() == dpp(x @ x.mT, 8).tolist()
+@IMPLEMENTATIONS
+def test_dpp_eps_only_shifts_the_pivots(max_min, dpp):
+    x = randn(1, 30, 16)
+    assert dpp(x, 8, eps=1e-6).tolist() == dpp(x, 8).tolist()
+    assert dpp(x, 12, eps=10.0).tolist() != dpp(x, 12).tolist()
 
 
-@pytest.mark.parametrize("select", ["max_min", "dpp"])
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("k", [1, 5, 11])
-def test_units_of_a_batch_do_not_meet(select, k):
-    x = unit_norm(randn(4, 11, 7))
-    run = (lambda x: greedy_max_min(x, k)) if select == "max_min" else (lambda x: dpp(x @ x.mT, k))
-    assert run(x).tolist() == [run(x[i : i + 1])[0].tolist() for i in range(4)]
+def test_units_of_a_batch_do_not_meet(max_min, dpp, k):
+    x = randn(4, 11, 7)
+    for run in (max_min, dpp):
+        assert run(x, k).tolist() == [run(x[i : i + 1], k)[0].tolist() for i in range(4)]

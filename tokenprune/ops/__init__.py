@@ -8,7 +8,7 @@ from .density import centre_weights, density_peaks, density_scores, nearest_cent
 from .draw import draw
 from .folding import fold_into_nearest
 from .frames import best_of_each, frame_change, similarity_cuts, true_places
-from .greedy import greedy_dpp, greedy_max_min, nearest_other, similarity_row, top_k
+from .greedy import greedy_dpp, greedy_max_min, top_k
 from .grid import even_points, interleave_crops, interleave_dominant, points_on_grid, sources_on_grid
 from .matching import gather_rows, nearest_neighbours, nearest_target, thin_by_matching
 from .merge import (
@@ -23,12 +23,14 @@ from .mrope import media_mrope, mrope_delta, retained_count, sequence_positions
 from .normalise import image_extremes, min_max, unit_norm
 from .outliers import count_outliers
 from .pivots import least_similar_to_pivots
+from .plain import nearest_other
 from .quota import quotas
 from .relevance import mean_cosine
 from .reselect import reselected
 from .rotary import rotary_gravity
 from .segments import best_share, best_windows, even_shares, join_segments, refine_labels
 from .sensitivity import second_moment, zeroth_order
+from .sent import sent
 from .temporal import (
     At,
     loosen,
@@ -97,9 +99,9 @@ __all__ = [
     "rotary_gravity",
     "runs",
     "second_moment",
+    "sent",
     "sequence_positions",
     "similarity_cuts",
-    "similarity_row",
     "similarity_variance",
     "sizes_by_source",
     "sources_on_grid",

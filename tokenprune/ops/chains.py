@@ -31,12 +31,12 @@ def chain_similarity(x: Tensor, place: Tensor, positions: int) -> tuple[Tensor, 
     return order, torch.cat([similarity.new_full((len(x), 1), -torch.inf), similarity], 1)
 
 
-def chain_map(order: Tensor, joins: Tensor) -> tuple[Tensor, Tensor]:
+def chain_map(order: Tensor, joins: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The map of tokens that join the one before them, which may have joined another.
 
     Args:
         order: [G, n] long, the tokens along the chains.
-        joins: [G, n] bool in this order, equally many in each row, never the first.
+        joins: [G, n] bool in this order, n - k in each row, never the first.
 
     Returns:
         [G, k] long, those that join none, ascending; [G, n] long, the source map.
@@ -45,5 +45,4 @@ def chain_map(order: Tensor, joins: Tensor) -> tuple[Tensor, Tensor]:
     carrier = torch.empty_like(order).scatter_(1, order, order.gather(1, head))
     alone = carrier == torch.arange(joins.shape[1], device=joins.device)
     place = alone.cumsum(1) - 1
-    count = joins.shape[1] - int(joins[0].sum())
-    return alone.long().sort(dim=1, descending=True, stable=True).indices[:, :count], place.gather(1, carrier)
+    return alone.long().sort(dim=1, descending=True, stable=True).indices[:, :k], place.gather(1, carrier)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .greedy import BLOCK_ELEMENTS
+from . import kernels, lazy, plain
+from .plain import BLOCK_ELEMENTS
 
 # A bound may be below the gain it bounds by float32 rounding, so that candidates this near to the best are looked at.
 SLACK = 1e-6
@@ -17,13 +18,14 @@ CACHED_ELEMENTS = 2**20
 FIRST_ROUND = 64
 
 
+@torch.no_grad()
 def greedy_coverage(columns: Callable[[Tensor], Tensor], weight: Tensor, rows: int, k: int) -> Tensor:
     """Greedy maximum coverage of R rows by k of N candidates: [G, k] indices in the order chosen, lowest first on ties.
 
     With c_r the best coverage of row r by the candidates chosen (0 at first), each step takes the candidate i with the
-    largest gain w_i sum_r max(0, F_ri - c_r). Where F does not fit into one block, the greedy is lazy: a gain never
-    grows, so an old gain is an upper bound, and only candidates whose bound reaches the best gain are looked at again.
-    The answer is the same.
+    largest gain w_i sum_r max(0, F_ri - c_r). Where F does not fit into one block, and on the CPU, the greedy is
+    lazy: a gain never grows, so an old gain is an upper bound, and only candidates whose bound reaches the best gain
+    are looked at again. The answer is the same.
 
     Args:
         columns: maps [G, b] indices to the columns F_.i of these candidates as [G, b, R] float32, a new tensor every
@@ -33,28 +35,38 @@ def greedy_coverage(columns: Callable[[Tensor], Tensor], weight: Tensor, rows: i
         k: 1 <= k <= N.
 
     Cost: k N R additions (lazy: N R and as many more as bounds are close) and as many columns; k sequential steps.
-    Memory: F and as much again while that is 64 MiB; else, lazily, 4 MiB (or one column per unit, if that is more) and
-    N floats. The lazy form asks the device once a round whether it is done.
+    Memory: F and as much again while that is 64 MiB; else 4 MiB (or one column per unit, if that is more) and N
+    floats, and the device is asked once a round whether all is known that matters.
     """
     g, n = weight.shape
+    if not at_once(g, n, rows):
+        return _streamed(columns, weight, rows, k)
+    if weight.device.type == "cpu":
+        return lazy.coverage(columns(torch.arange(n).expand(g, n)), weight, k)
+    if kernels.available(weight.device):
+        return kernels.coverage(columns(torch.arange(n, device=weight.device).expand(g, n)), weight, k)
+    return plain.coverage(columns, weight, rows, k)
+
+
+def at_once(g: int, n: int, rows: int) -> bool:
+    """Whether `greedy_coverage` asks for all columns of its units first, and for none again."""
+    return 2 * g * rows * n <= BLOCK_ELEMENTS
+
+
+def _streamed(columns: Callable[[Tensor], Tensor], weight: Tensor, rows: int, k: int) -> Tensor:
+    """The lazy greedy where columns are made when they are looked at."""
+    g, n = weight.shape
     block = max(1, CACHED_ELEMENTS // (g * rows))
-    every = torch.arange(n, device=weight.device).expand(g, n)
-    dense = columns(every) if 2 * g * rows * n <= BLOCK_ELEMENTS else None
     covered, order = weight.new_zeros(g, 1, rows), []
-    bound = weight.new_full((g, n), torch.inf)
     taken = torch.zeros(g, n, dtype=torch.bool, device=weight.device)
+    parts = torch.arange(n, device=weight.device).expand(g, n).split(block, 1)
+    bound = weight * torch.cat([_uncovered(columns(part), covered) for part in parts], 1)
     for step in range(k):
-        if dense is not None:
-            gain = weight * (dense - covered).clamp_min_(0.0).sum(-1)
-        elif step == 0:
-            parts = every.split(block, 1)
-            gain = bound = weight * torch.cat([_uncovered(columns(part), covered) for part in parts], 1)
-        else:
-            gain = bound = _lazy_gains(columns, weight, covered, bound, taken, block)
-        j = gain.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
+        if step:
+            bound = _lazy_gains(columns, weight, covered, bound, taken, block)
+        j = bound.masked_fill(taken, -torch.inf).argmax(-1, keepdim=True)
         taken = taken.scatter(1, j, True)
-        column = columns(j) if dense is None else dense.gather(1, j[..., None].expand(g, 1, rows))
-        covered = torch.maximum(covered, column)
+        covered = torch.maximum(covered, columns(j))
         order.append(j)
     return torch.cat(order, 1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .greedy import top_k
 from .normalise import unit_norm
+from .sent import sent
 
 # Elements of frames compared at once (16 MiB of float32).
 BLOCK_ELEMENTS = 2**22
@@ -31,7 +32,7 @@ def frame_change(x: Tensor, frames: Sequence[int], others: Sequence[int]) -> Ten
     found = [x.new_zeros(g, 0, n, dtype=torch.float32)]
     for start in range(0, len(frames), block):
         some = slice(start, start + block)
-        here, there = unit_norm(x[:, list(frames[some])]), unit_norm(x[:, list(others[some])])
+        here, there = (unit_norm(x[:, sent(list(one[some]), x.device)]) for one in (frames, others))
         change = (here - there).square().sum(-1) / 2
         found.append(torch.where(here.any(-1) & there.any(-1), change, 1.0))
     return torch.cat(found, 1)

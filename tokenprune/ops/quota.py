@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .sent import sent
+
 # A share this little below a whole number is that number.
 SLACK = 1e-6
 
@@ -24,7 +26,7 @@ def quotas(k: int, sizes: Tensor, weights: Tensor) -> Tensor:
 
     Cost: a sort of C; memory: C floats.
     """
-    size = sizes.to(weights.device).float()
+    size = sent(sizes, weights.device).float()
     w = weights.float().clamp_min(0.0)
     size, w = torch.broadcast_tensors(size, torch.where(w.sum(-1, keepdim=True) > 0, w, size))
     w = w / w.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

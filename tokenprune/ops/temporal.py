@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .normalise import unit_norm
+from .sent import sent
 
 At = Literal["first", "middle", "last"]
 
@@ -54,7 +55,7 @@ def loosen(static: Tensor, similarity: Tensor, lengths: list[int], k: int) -> Te
         lengths: W of each segment.
         k: at most T N.
     """
-    frames = torch.tensor(lengths, device=static.device)[:, None].expand_as(static)
+    frames = sent(lengths, static.device)[:, None].expand_as(static)
     left = torch.where(static, 1, frames).sum()
     order = torch.where(static, similarity, torch.inf).flatten().sort(stable=True).indices
     more = ((frames - 1) * static).flatten()[order]
@@ -98,7 +99,7 @@ def tokens_by_segment(
         groups.append((still.nonzero()[:, 0] + frame * n, True))
         moving = torch.arange(start, start + length)[:, None] * n + (~still).nonzero()[:, 0]
         groups.extend((part, False) for part in (moving if by_frame else [moving.flatten()]))
-    return [(part.to(device), kind) for part, kind in groups if len(part)]
+    return [(sent(part, device), kind) for part, kind in groups if len(part)]
 
 
 def _segments(lengths: list[int], at: At, static: Tensor) -> list[tuple[int, int, int, Tensor]]:

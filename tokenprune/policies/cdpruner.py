@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..ops import greedy_dpp, image_extremes, min_max, similarity_row, unit_norm
+from ..ops import greedy_dpp, image_extremes, min_max
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import FeaturePolicy
@@ -56,15 +56,11 @@ class CDPruner(FeaturePolicy):
         return self.relevance(tokens)
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        x, q, extremes = unit_norm(self.compared(tokens)), tokens.rating, tokens.extremes
+        q, extremes = tokens.rating, tokens.extremes
         if q is None:  # asked directly
             q = self.rate(tokens)
             extremes = None if tokens.image is None else image_extremes([q], [tokens.image])[0]
         r = min_max(q, extremes=extremes, numerator_eps=1e-6)
         if self.theta is not None:
             r = torch.exp(r * (self.theta / (2 * (1 - self.theta))))
-
-        def row(j: Tensor) -> Tensor:
-            return r.gather(1, j[:, None]) * similarity_row(x, j) * r
-
-        return Selection.subset(greedy_dpp(row, r * r * (x * x).sum(-1), k), scores=r)
+        return Selection.subset(greedy_dpp(self.compared(tokens), k, quality=r), scores=r)

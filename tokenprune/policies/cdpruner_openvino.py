@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..budget import Rounding
 from ..errors import InvalidArgumentError
-from ..ops import greedy_dpp, similarity_row
+from ..ops import greedy_dpp
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import FeaturePolicy
@@ -18,9 +18,9 @@ from .base import FeaturePolicy
 EPS = 1e-6
 
 
-def _normalise(x: Tensor) -> Tensor:
-    x = x.float()
-    return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
+def _scale(x: Tensor) -> Tensor:
+    """What normalises x [..., D]: [...]"""
+    return (x.float().square().sum(-1) + EPS).rsqrt()
 
 
 @register("cdpruner-openvino")
@@ -60,10 +60,10 @@ class CDPrunerOpenVINO(FeaturePolicy):
         return super().needs | {"text"}
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        x = _normalise(self.compared(tokens))
+        x = self.compared(tokens)
         weight = tokens.text_mask[..., None].float()
         text = (tokens.text.float() * weight).sum(1) / weight.sum(1).clamp_min(1.0)
-        q = torch.einsum("gnd,gd->gn", _normalise(tokens.features), _normalise(text))
+        q = torch.einsum("gnd,gd->gn", tokens.features.float(), text * _scale(text)[:, None]) * _scale(tokens.features)
         half = x.shape[1] // 2
         if not self.split or not 0 < k // 2 <= half:
             order, r = self._greedy(x, q, k)
@@ -74,9 +74,5 @@ class CDPrunerOpenVINO(FeaturePolicy):
 
     def _greedy(self, x: Tensor, q: Tensor, k: int) -> tuple[Tensor, Tensor]:
         low, high = q.amin(-1, keepdim=True), q.amax(-1, keepdim=True)
-        r, w = (q - low) / (high - low + EPS), self.relevance_weight
-
-        def row(j: Tensor) -> Tensor:
-            return similarity_row(x, j) * ((1 - w) + w * r.gather(1, j[:, None]) * r)
-
-        return greedy_dpp(row, x.square().sum(-1) * ((1 - w) + w * r * r), k, eps=EPS), r
+        r = (q - low) / (high - low + EPS)
+        return greedy_dpp(x, k, quality=r, weight=self.relevance_weight, scale=_scale(x), eps=EPS), r

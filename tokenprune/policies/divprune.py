@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ops import greedy_max_min, unit_norm
+from ..ops import greedy_max_min
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import FeaturePolicy
@@ -34,4 +34,4 @@ class DivPrune(FeaturePolicy):
     limits: ClassVar = "Blind to the question: odd-looking background is kept as readily as the thing asked for."
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
-        return Selection.subset(greedy_max_min(unit_norm(self.compared(tokens)), k))
+        return Selection.subset(greedy_max_min(self.compared(tokens), k))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgumentError
 from ..ops import gather_rows, greedy_coverage, unit_norm
-from ..ops.coverage import CACHED_ELEMENTS
+from ..ops.coverage import CACHED_ELEMENTS, at_once
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import ProjectorPolicy
@@ -63,10 +64,24 @@ class MMTok(ProjectorPolicy):
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         (g, n), device = tokens.shape, tokens.features.device
         words = tokens.text_mask[..., None] / tokens.text_mask.sum(-1).clamp_min(1)[:, None, None]
-        p = torch.einsum("gmd,gnd->gmn", unit_norm(tokens.text), unit_norm(tokens.features))
-        p = ((p / self.tv_temp).softmax(-1) * words).mT  # [G, N, M]
+        x = tokens.features.float()
+        length = x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        p = (x @ unit_norm(tokens.text).mT).div_(length * self.tv_temp).softmax(1) * words.mT  # [G, N, M]
         m = p.shape[-1]
         v = unit_norm(tokens.encoder.flatten(2)).to(device)
+        columns = (self._columns if at_once(g, n, m + n) else self._columns_as_asked)(p, v)
+        ones = torch.ones(g, n, device=device)
+        return Selection.subset(greedy_coverage(columns, ones, m + n, k))
+
+    def _columns(self, p: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
+        """Columns of F [G, b, M + N] by their indices, from all of it."""
+        q = ((v / self.vv_temp) @ v.mT).softmax(-1).mul_(self.alpha / v.shape[1])
+        f = torch.cat([p, q.mT], -1)
+        return lambda index: gather_rows(f, index)
+
+    def _columns_as_asked(self, p: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same, made when they are asked for."""
+        g, n, m = p.shape
         hot, block = v / self.vv_temp, max(1, CACHED_ELEMENTS // (g * n))
         top = (hot * v).sum(-1, keepdim=True)  # of every row, its cosine with itself
         parts = zip(hot.split(block, 1), top.split(block, 1), strict=True)
@@ -81,5 +96,4 @@ class MMTok(ProjectorPolicy):
             f[..., m:].baddbmm_(gather_rows(hot, index), v.mT).exp_()
             return f
 
-        ones = torch.ones(g, n, device=device)
-        return Selection.subset(greedy_coverage(columns, ones, m + n, k))
+        return columns

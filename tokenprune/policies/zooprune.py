@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor
 
 from ..errors import InvalidArgumentError, nearest
-from ..ops import greedy_max_min, min_max, unit_norm
+from ..ops import greedy_max_min, min_max
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import FeaturePolicy, Need
@@ -88,4 +88,4 @@ class ZooPrune(FeaturePolicy):
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         w = min_max(self.quality()(tokens), denominator_eps=1e-8)
-        return Selection.subset(greedy_max_min(unit_norm(self.compared(tokens)), k, quality=w), scores=w)
+        return Selection.subset(greedy_max_min(self.compared(tokens), k, quality=w), scores=w)
