@@ -123,3 +123,49 @@ def test_answers_that_are_no_reduction(how):
         handle.enabled = False
         assert identical(tower.run(model), dense)
     assert identical(tower.run(model), dense)
+
+
+def answering(source):
+    """A policy that merges, and says what carries each token by `source(tokens, m)`."""
+
+    class Merging(Shuffled):
+        merges = True
+
+        def reduce(self, tokens, k):
+            m = tokens.prefix + k
+            order = torch.arange(m).expand(tokens.shape[0], m)
+            return Reduction(order=order, source=source(tokens, m))
+
+    return Merging(keep=0.5)
+
+
+def carried_by_the_last(tokens, m):
+    return torch.arange(tokens.shape[1]).clamp_max(m - 1).expand(tokens.shape)
+
+
+def dropped(tokens, m):
+    return torch.where(torch.arange(tokens.shape[1]) < m, torch.arange(tokens.shape[1]), -1).expand(tokens.shape)
+
+
+def dropped_of_larger_images(tokens, m):
+    return (dropped if tokens.total > 36 else carried_by_the_last)(tokens, m)
+
+
+def test_a_policy_that_merges_may_drop_nothing():
+    tower = BY_NAME["vit"]
+    model = tower.model()
+    with tokenprune.wrap(model, answering(carried_by_the_last)):
+        tower.run(model)
+    with tokenprune.wrap(model, answering(dropped)), pytest.raises(PolicyError, match=r"source outside 0\.\."):
+        tower.run(model)
+
+
+def test_answers_for_another_size_are_looked_at_too():
+    tower = BY_NAME["dinov2"]
+    model, larger = tower.model(), {"pixel_values": torch.randn(1, 3, 32, 24)}
+    with tokenprune.wrap(model, answering(dropped_of_larger_images)):
+        tower.run(model)
+        for _ in range(2):
+            with pytest.raises(PolicyError, match="source outside"):
+                tower.run(model, larger)
+        tower.run(model)

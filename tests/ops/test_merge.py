@@ -24,6 +24,19 @@ def test_sums_are_weighted_and_leave_out_minus_one():
     assert sizes_by_source(source, 3).tolist() == [[1.0, 2.0, 0.0]]
 
 
+def test_sums_and_sizes_of_a_batch_equal_a_loop():
+    features, weights, sizes = randn(3, 20, 5).half(), randn(3, 20, seed=1).abs(), randn(3, 20, seed=2).abs()
+    whole = torch.randint(0, 6, (3, 20), generator=torch.Generator().manual_seed(3))
+    for source, complete in ((whole, False), (whole, True), (whole - 1, False), (whole - 3, False)):
+        sums, total = torch.zeros(3, 6, 5), torch.zeros(3, 6)
+        for g, i in torch.cartesian_prod(torch.arange(3), torch.arange(20)).tolist():
+            if (to := int(source[g, i])) >= 0:
+                sums[g, to] += weights[g, i] * features[g, i].float()
+                total[g, to] += sizes[g, i]
+        torch.testing.assert_close(sum_by_source(features, source, 6, weights, whole=complete), sums)
+        torch.testing.assert_close(sizes_by_source(source, 6, sizes, whole=complete), total)
+
+
 def test_neighbours_are_added_with_their_weights():
     features, weights = randn(2, 6, 3), randn(2, 6, seed=1)
     places, others = torch.tensor([[4, 0], [2, 2]]), torch.tensor([[[0, 5], [4, 4]], [[1, 3], [0, 5]]])

@@ -63,5 +63,5 @@ class RandomBlocks(VisionPolicy):
     def reduce(self, tokens: BlockTokens, k: int) -> Reduction:
         (g, n), p = tokens.shape, tokens.prefix
         drawn = p + draw([0], n - p, k, seed=self.seed, number=tokens.block).sort(-1).values
-        order = torch.cat([torch.arange(p)[None], drawn], 1).to(tokens.hidden.device)
-        return Reduction(order=order.expand(g, -1))
+        order = torch.cat([torch.arange(p)[None], drawn], 1)
+        return Reduction(order=order.to(tokens.hidden.device, non_blocking=True).expand(g, -1))

@@ -93,6 +93,7 @@ class STA(VisionPolicy):
         slots = tokens.grid[0] >> stage
         n, (each, more) = tokens.shape[1] // slots, divmod(tokens.shape[1] - k, slots)
         weakness, keys = -tokens.hidden.float().abs().sum(-1), unit_norm(tokens.keys)
+        strength = -min_max(weakness.view(-1, n)).view(weakness.shape)
         visited, kept = (range(slots)[::-1] if stage == 1 else range(slots)), {}
         for number, slot in enumerate(visited):
             part, stay = slice(slot * n, slot * n + n), n - each - (number < more)
@@ -101,7 +102,7 @@ class STA(VisionPolicy):
                 best, before, weights = _unlike(x)[:, :stay], x, torch.ones_like(x[..., 0])
             else:
                 g = carried_on(x, before, weights)
-                best = top_k(-g * min_max(weakness[:, part]), stay)
+                best = top_k(g * strength[:, part], stay)
                 before, weights = gather_rows(x, best), g.gather(1, best)
                 weights = weights / weights.sum(-1, keepdim=True)  # changes no rank, but long clips would underflow
             kept[slot] = best + slot * n

@@ -44,7 +44,7 @@ class ToMe(VisionPolicy):
 
     merges: ClassVar = True
     reads: ClassVar = frozenset({"keys"})
-    cost: ClassVar = "n^2 d / 4 multiply-adds and a sort per block of n tokens, for keys of width d; n d floats"
+    cost: ClassVar = "n^2 d / 4 multiply-adds and two sorts per block of n tokens, for keys of width d; n d floats"
     when: ClassVar = "Towers and classifiers as they are, without training: nothing is dropped, repeats are averaged."
     limits: ClassVar = "Compares all tokens with all, so places far apart are joined; fine detail drowns at large r."
     budgeted = property(lambda self: self.keep is not None or self.r is not None)

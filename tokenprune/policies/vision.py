@@ -50,5 +50,8 @@ class VisionPolicy(Policy):
         raise NotImplementedError
 
     def reduce(self, tokens: BlockTokens, k: int) -> Reduction:
-        """Merge or drop until k tokens besides the prefix are left. The runtime calls it with 1 <= k < n - P only."""
+        """Merge or drop until k tokens besides the prefix are left. The runtime calls it with 1 <= k < n - P only.
+
+        Read no number of the tensors (`item`, `bool`, `nonzero`): every block would wait for the device.
+        """
         raise NotImplementedError

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..blocks import BlockTokens, Grid, Reduction
-from ..errors import PolicyError
-from ..ops import sum_by_source
+from ..blocks import BlockTokens, Grid
+from ..ops import gather_rows, sizes_by_source, sum_by_source
 from ..policies.vision import VisionPolicy
+from .reduction_checks import Doubt, check_shapes, doubt, settle
+
+Look = Literal["now", "later", "never"]
 
 
 @dataclass
@@ -23,29 +27,64 @@ class Group:
         grid: of its patches, None where not known.
         events: block -> tokens left behind it, without the prefix.
         places: [G, n] long, where in the input each token stood.
-        source: [G, total] long, which of the tokens carries each of the input, or -1.
         sizes: [G, n] float32.
         lengths: per block, tokens that its attention reads and that its MLP reads.
+        whole: every token of the input is carried by one.
     """
 
     total: int
     grid: Grid | None
     events: dict[int, int]
     places: Tensor
-    source: Tensor
     sizes: Tensor
     lengths: list[tuple[int, int]] = field(default_factory=list)
+    whole: bool = True
+    _carried: Tensor | None = None  # the source map as of the events in front of `_sources`; None: none was merged
+    _sources: list[Tensor] = field(default_factory=list)  # of later events, joined when they are asked for
 
     @property
     def n(self) -> int:
         return self.places.shape[1]
 
+    @property
+    def source(self) -> Tensor:
+        """[G, total] long, which of the tokens carries each of the input, or -1."""
+        if self._carried is None:
+            return _inverse(self.places, self.total)
+        for source in self._sources:
+            self._carried = _joined(self._carried, source, self.whole)
+        self._sources = []
+        return self._carried
+
+    def follow(self, order: Tensor, source: Tensor | None, sizes: Tensor, *, whole: bool) -> None:
+        """Take over what became of the tokens: `source` [G, n] is None where those not in `order` were dropped."""
+        if source is not None or self._carried is not None:
+            self._carried = self.source if self._carried is None else self._carried
+            self._sources.append(_inverse(order, self.n) if source is None else source)
+        self.places, self.sizes, self.whole = self.places.gather(1, order), sizes, self.whole and whole
+
     def restored(self, x: Tensor) -> Tensor:
         """[G, total, ...]: for every place of the input a copy of what carries it, zero for the dropped."""
-        index = self.source.clamp_min(0)
-        rows = x[torch.arange(len(x), device=x.device)[:, None], index]
-        gone = self.source < 0
+        source = self.source
+        if self.whole:
+            return gather_rows(x, source)
+        gone = source < 0
+        rows = gather_rows(x, source.clamp_min(0))
         return rows.masked_fill(gone.view(*gone.shape, *[1] * (x.ndim - 2)), 0)
+
+
+def _inverse(order: Tensor, n: int) -> Tensor:
+    """[G, n] long: where in `order` [G, m] each of the n is, or -1."""
+    (g, m), place = order.shape, torch.arange(order.shape[1], device=order.device)
+    found = order.new_empty(g, n) if m == n else order.new_full((g, n), -1)
+    return found.scatter_(1, order, place.expand(g, m))
+
+
+def _joined(first: Tensor, then: Tensor, whole: bool) -> Tensor:
+    """The map of two events, one behind the other. whole: neither has a -1."""
+    if whole:
+        return then.gather(1, first)
+    return torch.where(first >= 0, then.gather(1, first.clamp_min(0)), -1)
 
 
 class Packing:
@@ -58,15 +97,20 @@ class Packing:
 
     def __init__(self, x: Tensor, bounds: Tensor | None):
         self.packed = bounds is not None
-        self.images = bounds.diff().tolist() if self.packed else [x.shape[1]] * x.shape[0]
-        self.starts = bounds[:-1].tolist() if self.packed else []
+        at = bounds.tolist() if self.packed else []
+        self.images = [end - start for start, end in pairwise(at)] if self.packed else [x.shape[1]] * x.shape[0]
         sizes = [size for size in dict.fromkeys(self.images) if size]
         self.members = [[i for i, size in enumerate(self.images) if size == one] for one in sizes]
+        starts = [[at[i] for i in members] for members in self.members] if self.packed else []
+        # [G, 1] long of every group, where its images begin
+        self.starts = [torch.tensor(one).to(x.device, non_blocking=True)[:, None] for one in starts]
 
     def split(self, x: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """[G, n, ...] for every group, whose images are `lengths` long by now."""
         if not self.packed:
             return [x]
+        if len(self.members) == 1:  # no copy
+            return [x.unflatten(0, (-1, lengths[0]))]
         now = [0] * len(self.images)
         for members, length in zip(self.members, lengths, strict=True):
             for i in members:
@@ -78,6 +122,8 @@ class Packing:
         """The inverse of `split`."""
         if not self.packed:
             return groups[0]
+        if len(groups) == 1:
+            return groups[0].flatten(0, 1)
         pieces = {
             i: x for members, xs in zip(self.members, groups, strict=True) for i, x in zip(members, xs, strict=True)
         }
@@ -112,21 +158,21 @@ class Run:
             places = torch.arange(total, device=x.device).expand(len(members), total)
             sizes = torch.ones(places.shape, device=x.device)
             lengths = [(total, total)] * first
-            self.groups.append(Group(total, *plan(total - prefix), places, places, sizes, lengths))
+            self.groups.append(Group(total, *plan(total - prefix), places, sizes, lengths))
+        self.reduced = False  # some group has fewer tokens than at the input
         self.short: Tensor | None = None  # what the next block reads where this one's output was restored
         self.entered: list[int] = []  # tokens per group that the current block's attention reads
         self.keys: list[Tensor] = []  # of the current block, call by call [.., K, d]
         self.class_attention: Tensor | None = None
         self.heard = False  # the current block's attention was listened to
         self.read = 0  # keys of the current block that have had their bias
+        self.doubts: list[Doubt] = []
+        self._zeros: Tensor | None = None
+        self._made: dict[Any, tuple] = {}  # for the tokens there are now
 
     @property
     def lengths(self) -> list[int]:
         return [group.n for group in self.groups]
-
-    @property
-    def reduced(self) -> bool:
-        return any(group.n < group.total for group in self.groups)
 
     def enter(self) -> None:
         """A block begins."""
@@ -138,9 +184,20 @@ class Run:
         for group, before in zip(self.groups, self.entered, strict=True):
             group.lengths.append((before, group.n))
 
+    def finish(self) -> None:
+        """The last block is through: what only blocks need goes, since reports keep the rest."""
+        self.keys, self.class_attention, self.short, self._made = [], None, None, {}
+
     def event(self, block: int) -> bool:
         """Whether tokens leave in this block."""
         return any(block in group.events for group in self.groups)
+
+    def _once(self, name: str, given: Any, make: Callable[[], Any]) -> Any:
+        """What `make` answers, kept until tokens leave, for a tensor `given` that is the same one in many blocks."""
+        key = name, id(given)
+        if key not in self._made:
+            self._made[key] = given, make()  # held, so that its id stays its own
+        return self._made[key][1]
 
     def bias(self, keys: int) -> Tensor | None:
         """[B or 1, 1, 1, keys] float32: log sizes of the next keys that the current block's attention reads."""
@@ -152,14 +209,15 @@ class Run:
         sizes = self._join([group.sizes for group in self.groups])
         return sizes[start : start + keys].log()[None, None, None]
 
-    def reduce(self, policy: VisionPolicy, x: Tensor, *, event: int, block: int, depth: int, thorough: bool) -> Tensor:
+    def reduce(self, policy: VisionPolicy, x: Tensor, *, event: int, block: int, depth: int, look: Look) -> Tensor:
         """Hidden states after the policy, `x` before; and everything about them shortened alike.
 
         Args:
             x: [.., D].
             event: number of the block among all of the tower's.
             block, depth: its number, and their number, among those where tokens may leave.
-            thorough: look at the numbers that the policy answers, too, which asks the device.
+            look: at the numbers that the policy answers, too: "now", which waits for the device, "later", when its
+                `doubts` are settled, or "never".
 
         Raises:
             PolicyError: its answer is no reduction.
@@ -168,7 +226,7 @@ class Run:
         shown = self.packing.split(x.flatten(0, -2) if self.packing.packed else x, lengths)
         keys = [None] * len(shown)
         if self.keys:
-            keys = self.packing.split(torch.cat(self.keys) if self.packing.packed else self.keys[0], lengths)
+            keys = self.packing.split(self.keys[0] if len(self.keys) == 1 else torch.cat(self.keys), lengths)
         left = []
         for group, hidden, key in zip(self.groups, shown, keys, strict=True):
             if event in group.events:
@@ -184,35 +242,49 @@ class Run:
                     block=block,
                     depth=depth,
                 )
-                hidden = self._reduced(policy, group, tokens, group.events[event], thorough)
+                hidden = self._reduced(policy, group, tokens, group.events[event], (event, *lengths), look)
             left.append(hidden)
+        self.reduced, self._made = True, {}
         return self._join(left).view(*x.shape[:-2], -1, x.shape[-1])
 
-    def _reduced(self, policy: VisionPolicy, group: Group, tokens: BlockTokens, k: int, thorough: bool) -> Tensor:
+    def _reduced(
+        self, policy: VisionPolicy, group: Group, tokens: BlockTokens, k: int, key: tuple[int, ...], look: Look
+    ) -> Tensor:
         with torch.autocast(tokens.hidden.device.type, enabled=False):
             answer = policy.reduce(tokens, k)
-        g, n, m = *tokens.shape, k + self.prefix
-        _check(policy, answer, (g, n), m)
-        if thorough:
-            _check_numbers(policy, answer, n, self.prefix)
+        (g, n), m = tokens.shape, k + self.prefix
+        lowest = 0 if policy.merges else -1
+        check_shapes(policy, answer, (g, n), m)
+        if look != "never":
+            self.doubts.append(doubt(key, answer, n, self.prefix, lowest=lowest))
+        if look == "now":  # a device dies of an index out of bounds
+            settle(policy, self.doubts[-1:], self.prefix)
         order, source = answer.order, answer.source
-        if source is None:
-            place = torch.arange(m, device=order.device).expand(g, m)
-            source = order.new_full((g, n), -1).scatter(1, order, place)
-            x = tokens.hidden.gather(1, order[..., None].expand(-1, -1, tokens.hidden.shape[-1]))
-            sizes = group.sizes.gather(1, order)
-        else:
-            x = _merged(tokens.hidden, source, m, group.sizes if answer.weights is None else answer.weights, answer)
-            sizes = sum_by_source(group.sizes[..., None], source, m)[..., 0]
-        places = group.places.gather(1, order)
+        if look == "later":
+            order = order.clamp(0, n - 1)
+            source = None if source is None else source.clamp(lowest, m - 1)
+        whole = policy.merges and source is not None
         if self.packing.packed:  # neighbours stay neighbours: windows and rotary tables are cut by place
-            places, rank = places.sort(1)
-            x, sizes = x.gather(1, rank[..., None].expand_as(x)), sizes.gather(1, rank)
-            source = torch.where(source >= 0, rank.argsort(1).gather(1, source.clamp_min(0)), -1)
-        carried = source.gather(1, group.source.clamp_min(0))
-        group.source = torch.where(group.source >= 0, carried, -1)
-        group.places, group.sizes = places, sizes
+            order, rank = order.sort(1)
+            source = None if source is None else _joined(source, _inverse(rank, m), whole)
+        if source is None:
+            x, sizes = gather_rows(tokens.hidden, order), group.sizes.gather(1, order)
+        else:
+            sizes = sizes_by_source(source, m, group.sizes, whole=whole)
+            weights = group.sizes if answer.weights is None else answer.weights
+            x = sum_by_source(tokens.hidden, source, m, weights, whole=whole)
+            if answer.average:
+                total = sizes if answer.weights is None else sizes_by_source(source, m, weights, whole=whole)
+                x = x / total[..., None]
+            x = x.to(tokens.hidden.dtype)
+        group.follow(order, source, sizes, whole=whole)
         return x
+
+    def zeros(self, x: Tensor) -> Tensor:
+        """[1, .., 1, D], of the dtype of x [.., D]; the same for all blocks."""
+        if self._zeros is None or (self._zeros.dtype, self._zeros.ndim) != (x.dtype, x.ndim):
+            self._zeros = x.new_zeros(*[1] * (x.ndim - 1), x.shape[-1])
+        return self._zeros
 
     def restored(self, x: Tensor) -> Tensor:
         """As many rows as the tower's input has, for hidden states [.., D] of the tokens there are now."""
@@ -223,21 +295,29 @@ class Run:
     def of_input(self, table: Tensor, *, patches_only: bool) -> Tensor:
         """Rows of a table over the input's places, [S, c] or of one image [N, c]: [S', c] or [G, n, c]."""
         if self.packing.packed:
-            return table[self.rows()]
+            return self._once("table", table, lambda: table.index_select(0, self.rows()))
         places = self.groups[0].places
-        return table[places[:, self.prefix :] - self.prefix if patches_only else places]
+        return self._once(
+            "table", table, lambda: table[places[:, self.prefix :] - self.prefix if patches_only else places]
+        )
 
     def rows(self) -> Tensor:
         """[S'] long, ascending: which rows of a packed input are left."""
-        starts = torch.tensor(self.packing.starts, device=self.groups[0].places.device)
-        parts = [
-            group.places + starts[members][:, None]
-            for group, members in zip(self.groups, self.packing.members, strict=True)
-        ]
-        return self._join(parts)
+        starts = self.packing.starts
+        return self._once(
+            "rows", None, lambda: self._join([group.places + at for group, at in zip(self.groups, starts, strict=True)])
+        )
 
     def bounds_now(self, bounds: Tensor) -> Tensor:
         """Where images, or windows of them, begin among the rows left; those that lost all their rows are gone."""
+        return self._once("bounds", bounds, lambda: self._bounds_now(bounds))
+
+    def _bounds_now(self, bounds: Tensor) -> Tensor:
+        if bounds is self.bounds and all(self.packing.images):  # none of them is gone: no need to ask the device
+            if len(self.groups) == 1:
+                n = self.groups[0].n
+                return torch.arange(0, n * len(bounds), n, dtype=bounds.dtype, device=bounds.device)
+            return torch.searchsorted(self.rows(), bounds.to(torch.long)).to(bounds.dtype)
         return torch.searchsorted(self.rows(), bounds.to(torch.long)).to(bounds.dtype).unique_consecutive()
 
     def carriers(self, first: int) -> Tensor:
@@ -245,9 +325,10 @@ class Run:
         -1 for none. Numbers begin with `first`."""
         own, number = [], first
         for group in self.groups:
-            ids = torch.arange(group.source.numel(), device=group.source.device).view(group.source.shape) + number
-            carrier = ids.gather(1, group.places.gather(1, group.source.clamp_min(0)))
-            carrier = torch.where(group.source >= 0, carrier, -1)
+            source = group.source
+            ids = torch.arange(source.numel(), device=source.device).view(source.shape) + number
+            carrier = ids.gather(1, group.places.gather(1, source.clamp_min(0)))
+            carrier = torch.where(source >= 0, carrier, -1)
             own.append(torch.stack([ids, carrier], -1).double())
             number += ids.numel()
         joined = self._join(own)
@@ -255,50 +336,3 @@ class Run:
 
     def _join(self, groups: list[Tensor]) -> Tensor:
         return self.packing.join(groups)
-
-
-def _merged(x: Tensor, source: Tensor, m: int, weights: Tensor, answer: Reduction) -> Tensor:
-    """[G, m, D] weighted means (or sums) of the tokens that share a survivor, in the dtype of `x`."""
-    sums = sum_by_source(x, source, m, weights)
-    if answer.average:
-        sums = sums / sum_by_source(weights[..., None], source, m)
-    return sums.to(x.dtype)
-
-
-def _check(policy: VisionPolicy, answer: Reduction, shape: tuple[int, int], m: int) -> None:
-    name = policy.name or type(policy).__name__
-    if not isinstance(answer, Reduction) or answer.order.shape != (shape[0], m) or answer.order.dtype != torch.long:
-        order = getattr(answer, "order", None)
-        found = type(answer).__name__ if order is None else f"order {tuple(order.shape)} of {order.dtype}"
-        raise PolicyError(
-            f"policy {name!r} answered {found} where {m} of {shape[1]} tokens in {shape[0]} images go on: return a "
-            f"Reduction with a long order [{shape[0]}, {m}], the prefix first."
-        )
-    for part in ("source", "weights"):
-        value = getattr(answer, part)
-        if value is not None and value.shape != shape:
-            raise PolicyError(
-                f"policy {name!r} answered {part} of shape {tuple(value.shape)}: return {list(shape)}, one per token."
-            )
-
-
-def _check_numbers(policy: VisionPolicy, answer: Reduction, n: int, prefix: int) -> None:
-    name, order, source = policy.name or type(policy).__name__, answer.order, answer.source
-    rising, m = order.sort(1).values, order.shape[1]
-    distinct = (rising[:, 1:] > rising[:, :-1]).all() & (rising[:, 0] >= 0).all() & (rising[:, -1] < n).all()
-    first = (order[:, :prefix] == torch.arange(prefix, device=order.device)).all()
-    if not bool(distinct & first):
-        raise PolicyError(
-            f"policy {name!r} answered an order that is not distinct, inside 0..{n - 1}, and the prefix of {prefix} "
-            "first as it is: return each token that goes on once."
-        )
-    if source is None:
-        return
-    inside = (source >= -1).all() & (source < m).all()
-    if not bool(inside) or not torch.equal(
-        source.gather(1, order), torch.arange(m, device=order.device).expand_as(order)
-    ):
-        raise PolicyError(
-            f"policy {name!r} answered a source outside -1..{m - 1}, or one where a token that goes on is carried by "
-            "another: the source of order[:, i] is i."
-        )

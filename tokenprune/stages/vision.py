@@ -28,6 +28,7 @@ from ..policies.vision import VisionPolicy
 from .bias import with_bias
 from .blocks import Block, has_class_token
 from .hook import Hook, by_name, first_name
+from .reduction_checks import settle
 from .tap import listen, scale_of
 from .timm_attention import listen_timm
 from .tower_run import Run
@@ -108,7 +109,8 @@ class VisionStage:
         self._begun, self._done = begun, done
         self._local = threading.local()
         self._proved: set[int] = set()
-        self._checked: set[tuple] = set()  # what the policy was seen to answer well; looking asks the device
+        self._answered: set[int] = set()  # blocks where the policy was asked
+        self._checked: set[tuple] = set()  # block and lengths for which it answered well; looking asks the device
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -202,10 +204,11 @@ class VisionStage:
         for name in MASKS:
             if name in given:
                 given[name] = None
-        if given.get("cu_seqlens") is not None:
-            given["cu_seqlens"] = run.bounds_now(given["cu_seqlens"])
-            if "max_seqlen" in given:
-                given["max_seqlen"] = None  # made anew
+        if (windows := given.get("cu_seqlens")) is not None:
+            given["cu_seqlens"] = run.bounds_now(windows)
+            # an upper bound, for kernels that want one; made anew it waits for the device, and windows may keep theirs
+            if given.get("max_seqlen") is not None and windows is run.bounds:
+                given["max_seqlen"] = max(run.lengths)
         if (tables := given.get("position_embeddings")) is not None:
             given["position_embeddings"] = tuple(self._of_input(table) for table in tables)
         if (table := given.get("rope")) is not None:
@@ -241,7 +244,8 @@ class VisionStage:
         note = self._noting(i)
 
         def listening(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> Any:
-            if (bias := self._bias(key.shape[2])) is not None:
+            bias = self._bias(key.shape[2])
+            if bias is not None and "class_attention" in self.policy.reads:
                 mask = with_bias(mask, bias, query.dtype)
             note(module, query, key, mask, kwargs)
             return bias
@@ -266,7 +270,7 @@ class VisionStage:
                 return
             with torch.autocast(key.device.type, enabled=False):
                 if "keys" in self.policy.reads:
-                    mean = key.float().mean(1)
+                    mean = key.mean(1, dtype=torch.float32)
                     run.keys += list(mean) if run.packing.packed else [mean]
                 if "class_attention" in self.policy.reads:
                     scale = scale_of(query, kwargs)
@@ -286,20 +290,22 @@ class VisionStage:
         return tokens, *args[1:]
 
     def _reduced(self, run: Run, i: int, x: Tensor) -> Tensor:
-        whole = self.tower.whole
-        key = i, *run.lengths
-        left = run.reduce(
-            self.policy, x, event=i, block=whole.index(i), depth=len(whole), thorough=key not in self._checked
-        )
-        self._checked.add(key)
-        return left
+        whole, key = self.tower.whole, (i, *run.lengths)
+        look = "never" if key in self._checked else "later" if i in self._answered else "now"
+        self._answered.add(i)
+        return run.reduce(self.policy, x, event=i, block=whole.index(i), depth=len(whole), look=look)
+
+    def _settle(self, run: Run) -> None:
+        """Look at answers that were new, all at once."""
+        settle(self.policy, run.doubts, run.prefix)
+        self._checked.update(one.key for one in run.doubts)
 
     def _tail(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         pending = getattr(self._local, "pending", None)
         if pending is None:
             return None
         pending.branch = output
-        return output.new_zeros(*[1] * (output.ndim - 1), output.shape[-1])
+        return self._run.zeros(output)
 
     def _summing(self, module: nn.Module, args: tuple) -> tuple | None:
         pending = getattr(self._local, "pending", None)
@@ -322,8 +328,10 @@ class VisionStage:
         if self.restore and run.reduced and self._is_read(i, module):
             run.short, hidden = hidden, run.restored(hidden)
         if i == self.tower.read[-1]:
+            self._settle(run)
             self._done(run)
         if i == len(self.tower.blocks) - 1:
+            run.finish()
             self._local.run = None
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
