@@ -1,0 +1,1 @@
+"""What selecting costs: time, memory, waiting, and how that grows."""
