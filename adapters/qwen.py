@@ -17,7 +17,7 @@ def windows(config: Any, features: Features, entered: Tensor) -> Tensor:
     vision = config.vision_config
     grid = features.arguments[f"{features.modality}_grid_thw"]
     index, _ = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
-    return neighbours(config, features, entered)[index.argsort().to(entered.device)]
+    return neighbours(config, features, entered)[index.argsort().to(entered.device, non_blocking=True)]
 
 
 def inside_windows(config: Any, features: Features, values: Tensor, patches: int) -> Tensor:

@@ -89,7 +89,7 @@ class TestOffloading:
     def test_every_tensor_stays_on_its_device(self, prepared):
         """Embeddings, mask and positions may lie on three devices; fake tensors refuse to mix them."""
         keep = torch.tensor([[True, False, True, True, False], [False, True, False, True, False]])
-        cut = Cut.from_keep(keep)
+        cut = Cut.from_keep(keep, keep.sum(1))
         with FakeTensorMode(allow_non_fake_inputs=True):
             mask = torch.ones(2, 1, 5, 5, device="cuda:1") if prepared else torch.ones(2, 5, device="cuda:1").long()
             given = {"inputs_embeds": torch.ones(2, 5, 8, device="cuda:0"), "attention_mask": mask}

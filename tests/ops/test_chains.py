@@ -31,13 +31,13 @@ def test_similarity_over_holes_in_time():
 def test_a_run_joins_the_token_it_begins_at():
     order = torch.tensor([[0, 3, 6, 1, 4, 7, 2, 5, 8]])
     joins = torch.tensor([[False, True, True, False, False, True, False, False, False]])
-    indices, source = chain_map(order, joins)
+    indices, source = chain_map(order, joins, 6)
     assert indices.tolist() == [[0, 1, 2, 4, 5, 8]]
     assert source.tolist() == [[0, 1, 2, 0, 3, 4, 0, 3, 5]]
 
 
 def test_several_units_with_equally_many_joins():
     order = torch.tensor([[0, 2, 1, 3], [0, 2, 1, 3]])
-    indices, source = chain_map(order, torch.tensor([[False, True, False, False], [False, False, False, True]]))
+    indices, source = chain_map(order, torch.tensor([[False, True, False, False], [False, False, False, True]]), 3)
     assert indices.tolist() == [[0, 1, 3], [0, 1, 2]]
     assert source.tolist() == [[0, 1, 0, 2], [0, 1, 2, 1]]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import InvalidArgumentError
-from ..ops import average_by_source, draw, even_points, points_on_grid, sources_on_grid, top_k
+from ..ops import average_by_source, draw, even_points, points_on_grid, sent, sources_on_grid, top_k
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .base import ProjectorPolicy
@@ -63,7 +63,7 @@ class Random(ProjectorPolicy):
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         order = draw(tokens.keys, tokens.shape[1], k, seed=self.seed)
-        return Selection.subset(order.to(tokens.features.device))
+        return Selection.subset(sent(order, tokens.features.device))
 
 
 @register("uniform")
@@ -78,7 +78,7 @@ class Uniform(ProjectorPolicy):
 
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         _, points = _spread(tokens, k)
-        return Selection.subset(torch.tensor(points, device=tokens.features.device).expand(tokens.shape[0], k))
+        return Selection.subset(sent(points, tokens.features.device).expand(tokens.shape[0], k))
 
 
 @register("norm")
@@ -110,7 +110,7 @@ class Pool(ProjectorPolicy):
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         (g, n), device = tokens.shape, tokens.features.device
         grid, points = _spread(tokens, k)
-        source = sources_on_grid(grid, points).to(device).expand(g, n)
+        source = sent(sources_on_grid(grid, points), device).expand(g, n)
         merged, sizes = average_by_source(tokens.features, source, k)
-        indices = torch.tensor(points, device=device).expand(g, k)
+        indices = sent(points, device).expand(g, k)
         return Selection(indices=indices, features=merged, source=source, sizes=sizes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError, PolicyError
-from ..ops import best_of_each, frame_change, sizes_by_source
+from ..ops import best_of_each, frame_change, sent, sizes_by_source
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .attention import AttentionPolicy
@@ -92,9 +92,9 @@ class FastVID(VideoPolicy, AttentionPolicy):
         """With noise [G, T, M] in [0, 1) for the density of the M tokens of each frame that are not salient."""
         x, a = by_frame(tokens), by_frame(tokens, self.attention(tokens).float())
         counts = [self._counts(tokens, k, similarity) for similarity in self.similarity(tokens)]
-        salient = best_of_each(a, torch.tensor([one.salient for one in counts], device=a.device))
+        salient = best_of_each(a, sent([one.salient for one in counts], a.device))
         scores = centre_scores(x, salient, counts, noise)
-        anchors = best_of_each(scores, torch.tensor([one.anchors for one in counts], device=a.device))
+        anchors = best_of_each(scores, sent([one.anchors for one in counts], a.device))
         units = zip(x, salient, anchors, counts, strict=True)
         parts = [merged(*unit, self.beta, themselves=self.form == "parallel") for unit in units]
         names = ("indices", "features", "source", "weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import density_scores, nearest_target, true_places, unit_norm
+from ..ops import density_scores, nearest_target, sent, true_places, unit_norm
 from ..ops.density import DISTANCES
 from .fastvid_counts import Counts
 
@@ -29,7 +29,7 @@ def centre_scores(x: Tensor, salient: Tensor, counts: list[Counts], noise: Tenso
     for m, places in frames.items():
         block = max(1, DISTANCES // (m * m))
         for start in range(0, len(places), block):
-            g, t = torch.tensor(places[start : start + block], device=x.device).T
+            g, t = sent(places[start : start + block], x.device).T
             rest = true_places(~salient[g, t], m)
             found = density_scores(
                 x[g[:, None], t[:, None], rest], NEIGHBOURS, None if noise is None else noise[g, t, :m]

@@ -95,7 +95,7 @@ class FrameFusion(ScheduledPolicy):
         order, similarity = chain_similarity(tokens.hidden, tokens.place, frame_size(tokens.grid))
         best = top_k(similarity, tokens.shape[1] - k)
         joins = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, best, True) & (similarity >= at_least)
-        indices, source = chain_map(order, joins)
+        indices, source = chain_map(order, joins, int((~joins[0]).sum()) if self.strict_paper else k)
         features, sizes = average_by_source(tokens.hidden, source, indices.shape[1])
         return Selection(indices=indices, features=features, source=source, sizes=sizes)
 

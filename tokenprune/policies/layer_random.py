@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..layers import Event, LayerTokens
-from ..ops import draw
+from ..ops import draw, sent
 from ..registry import register
 from ..tokens import Selection
 from .baselines import Random
@@ -48,4 +48,4 @@ class RandomLayers(ScheduledPolicy):
 
     def select(self, tokens: LayerTokens, k: int) -> Selection:
         order = draw(tokens.keys, tokens.shape[1], k, seed=self.seed, number=tokens.event.number)
-        return Selection.subset(order.to(tokens.hidden.device))
+        return Selection.subset(sent(order, tokens.hidden.device))

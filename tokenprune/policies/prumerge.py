@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError, PolicyError
-from ..ops import add_weighted, count_outliers, even_points, nearest_neighbours, remaining, top_k, unit_norm
+from ..ops import add_weighted, count_outliers, even_points, nearest_neighbours, remaining, sent, top_k, unit_norm
 from ..registry import register
 from ..tokens import Selection, Tap, VisualTokens
 from .merging import SummaryPolicy
@@ -100,8 +100,8 @@ class PruMergePlus(PruMerge):
     def _centres(self, a: Tensor, count: int) -> Tensor:
         attended = top_k(a, min(count, max(1, round(count / 4))))
         rest = remaining(attended, a.shape[1])
-        spread = torch.tensor(even_points(rest.shape[1], count - attended.shape[1]), dtype=torch.long, device=a.device)
-        return torch.cat([attended, rest[:, spread]], 1)
+        spread = torch.tensor(even_points(rest.shape[1], count - attended.shape[1]), dtype=torch.long)
+        return torch.cat([attended, rest[:, sent(spread, a.device)]], 1)
 
     def _released(self, a: Tensor) -> Tensor:
         attended, n = super()._released(a), a.shape[1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError, nearest
-from ..ops import second_moment, zeroth_order
+from ..ops import second_moment, sent, zeroth_order
 from ..tokens import VisualTokens
 
 Estimator = Literal["zeroth_order", "closed_form"]
@@ -59,5 +59,5 @@ class Sensitivity:
         """[G, N] float32"""
         if self.estimator == "closed_form":
             return second_moment(tokens.projection.mlp(), tokens.encoder)
-        u = self.directions(tokens.encoder.shape[-1]).to(tokens.encoder.device)
+        u = sent(self.directions(tokens.encoder.shape[-1]), tokens.encoder.device)
         return zeroth_order(tokens.projection.exact, tokens.encoder, u, self.h)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from ..ops import even_points, points_on_grid
+from ..ops import even_points, points_on_grid, sent
 from ..registry import register
 from ..tokens import Selection, VisualTokens
 from .video import VideoPolicy, frame_size
@@ -33,5 +31,4 @@ class UniformFrames(VideoPolicy):
         frames, rest = even_points(tokens.grid[0], -(-k // n)), points_on_grid((1, *tokens.grid[1:]), (k - 1) % n + 1)
         places = [frame * n + place for frame in frames[:-1] for place in range(n)]
         places += [frames[-1] * n + place for place in rest]
-        chosen = torch.tensor(places, device=tokens.features.device)
-        return Selection.subset(chosen.expand(tokens.shape[0], k))
+        return Selection.subset(sent(places, tokens.features.device).expand(tokens.shape[0], k))

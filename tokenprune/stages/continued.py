@@ -98,7 +98,15 @@ def _three_dimensional(outer: nn.Module, given: dict[str, Any], new: int) -> Ten
 
 
 def remember(
-    cache: Any, *, life: Life, cut: Cut, real: Tensor, mask: Tensor | None, past: int, shift: Tensor | None
+    cache: Any,
+    *,
+    life: Life,
+    cut: Cut,
+    real: Tensor,
+    mask: Tensor | None,
+    clean: bool,
+    past: int,
+    shift: Tensor | None,
 ) -> None:
     """Tell a cache which slots are valid and how many tokens it stands for.
 
@@ -107,6 +115,7 @@ def remember(
         cut: of this call.
         real: [B, L] bool, False at padding.
         mask: [B, past + L] over cache slots, None where all are valid.
+        clean: as in `visual.Call`.
         past: slots filled before this call.
         shift: [B], see `CacheState`.
     """
@@ -118,12 +127,11 @@ def remember(
         before = state.valid_slots(past)
     else:
         before = cut.valid.new_ones(batch, past)
-    all_valid = not cut.ragged and mask is None and (state is None or state.all_valid)
     # A row of the mask that is 0 inside the segment (right padding) stays 0.
     valid = torch.cat([before, cut.valid & cut.take(real, 1)], 1)
     removed = cut.removed + (0 if state is None else state.removed)
     layers = {} if state is None else state.layers
-    attach(cache, CacheState(life, valid, removed, all_valid or bool(valid.all()), shift, layers))
+    attach(cache, CacheState(life, valid, removed, clean and not cut.ragged, shift, layers))
 
 
 def remember_layers(cache: Any, call: LayerCall, drops: list[int]) -> None:
@@ -139,7 +147,7 @@ def remember_layers(cache: Any, call: LayerCall, drops: list[int]) -> None:
     if (first := call.drops.get(call.forgets)) is not None:  # the first layer holds less than came in front of it
         state.valid = torch.cat([earlier, first.real.to(earlier.device)], 1)
         state.removed += first.cut.removed
-        state.all_valid = bool(state.valid.all())
+        state.all_valid = call.outer.clean and not first.cut.ragged
     for drop in drops:
         current, old = call.drops.get(drop, current), state.behind(drop)
         held = first if drop <= call.forgets else current
@@ -152,7 +160,8 @@ def remember_layers(cache: Any, call: LayerCall, drops: list[int]) -> None:
         if held is first and old is None and shift is None:  # as in the first layer
             continue
         valid = torch.cat([before, held.real.to(before.device)], 1)
-        made[drop] = LayerState(valid, state.valid.shape[1], bool(valid.all()), shift)
+        all_valid = call.outer.clean and not held.cut.ragged and (old is None or old.all_valid)
+        made[drop] = LayerState(valid, state.valid.shape[1], all_valid, shift)
     state.layers.update(made)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import InvalidArgumentError, InvalidFeaturesError, NotEngagedError, UnsupportedModelError
 from ..policies.layer import LayerPolicy
 from ..report import EventReport
-from .cache import physical_length, state_of
+from .cache import LayerState, physical_length, state_of
+from .checks import finite
 from .continued import remember_layers
 from .deepstack import DeepStack, LayerDeepStack
 from .entered import Seen, enter
@@ -31,12 +32,17 @@ from .parts import Parts
 from .positions import NO_COMPACT
 from .rows import LayerAttention, rows_of
 from .tap import listen
-from .units import UnitState
+from .units import UnitState, kept_of
+from .visual import Call
 from .within import choose, counts
 
 STATIC = (
     "past_key_values is a static cache, and its layers would hold prompts of different length or padding, or get new "
     "images in a later turn: use the default cache, or one prompt at a time."
+)
+NOT_FINITE = (
+    "{what} in front of layer {i} are NaN or Inf at visual tokens: check pixel_values and the dtype of the model (fp16 "
+    "overflows; bf16 or fp32 do not)."
 )
 
 
@@ -111,7 +117,9 @@ class LayerStage:
             first = 0 if cache is None else int(cache.get_seq_length())
             positions = (torch.arange(x.shape[1], device=x.device) + first)[None]
         positions = None if positions is None or positions.ndim != 2 else positions
-        self._local.call = LayerCall(past=past, mask=mask, positions=positions, batch=x.shape[0], static=static)
+        self._local.call = LayerCall(
+            past=past, mask=mask, positions=positions, batch=x.shape[0], length=x.shape[1], static=static
+        )
 
     def show(
         self,
@@ -121,6 +129,8 @@ class LayerStage:
         real: Tensor,
         place: Tensor,
         visual: Tensor,
+        outer: Call,
+        lengths: Tensor,
         image_sizes: list[tuple[int, int]] | None,
     ) -> None:
         """A call with visual tokens, which `start` knows of.
@@ -131,6 +141,8 @@ class LayerStage:
             real: [B, L] bool, False at padding.
             place: [B, L] long, where in the prompt each position stood before anything was removed.
             visual: [B, L] bool, all that is no text: tokens of units, and separators.
+            outer: of the outer module.
+            lengths: [B] long on the CPU, positions of every sample without left padding.
             image_sizes: (width, height) of the pictures of the batch in order, or None.
         """
         if not self.planned:
@@ -143,7 +155,9 @@ class LayerStage:
             left = asked
         if not call.pending:
             return
-        call.units, call.image_sizes = units, image_sizes
+        call.outer, call.units, call.image_sizes = outer, units, image_sizes
+        call.lengths = lengths
+        call.others = lengths - kept_of(units, len(lengths))
         call.history = History(start=[len(unit.slots) for unit in units])
         inside = torch.zeros_like(real)
         for unit in units:
@@ -155,12 +169,13 @@ class LayerStage:
             if one.event.rows == "raters" and one.event.score is not None and id(one.policy) not in call.raters:
                 with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                     call.raters[id(one.policy)] = one.policy.raters(x, inside, text)
-        if call.static and (call.past or (call.mask is not None and not bool(call.mask.all()))):
+        padded = not outer.clean or bool((lengths < x.shape[1]).any())
+        if call.static and (call.past or padded):
             raise UnsupportedModelError(STATIC)
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         if deepstack is not None:
             LayerDeepStack.check(self.parts.decoder, deepstack, call.pending[0].event.drop)
-            call.deepstack = LayerDeepStack(deepstack)
+            call.deepstack = LayerDeepStack(deepstack, int(lengths.sum()))
 
     def finish(self) -> Cut | None:
         """The decoder is through: what left of its input, None where nothing did.
@@ -214,9 +229,14 @@ class LayerStage:
     def _renewed(self, call: LayerCall, i: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         state = state_of(kwargs.get("past_key_values"))
         old = None if state is None else state.behind(i)
-        if call.cut is None and old is None:
+        if call.cut is None and (old is None or self._steps_plainly(call, old, kwargs)):
             return args, kwargs
         return renew(self.parts, call, i, args, kwargs, old)
+
+    def _steps_plainly(self, call: LayerCall, old: LayerState, kwargs: dict[str, Any]) -> bool:
+        """One more token on a cache without padding and with positions as in the first layer: nothing is other."""
+        seen = call.mask is None and kwargs.get("attention_mask") is None
+        return seen and call.length == 1 and old.all_valid and old.shift is None
 
     def _deepstack(self) -> tuple[Tensor, Tensor] | None:
         call = self.call
@@ -246,7 +266,7 @@ class LayerStage:
         self, call: LayerCall, one: Planned, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]
     ) -> Tensor:
         sequence, device = call.sequence, query.device
-        rows, row_mask = rows_of(call.rows(one).to(device))
+        rows, row_mask = rows_of(call.rows(one).to(device), call.most_rows(one))
         first = key.shape[2] - query.shape[2]
         if first and call.static:  # a static cache hands over all its slots
             first = call.past
@@ -278,11 +298,10 @@ class LayerStage:
         rows, scores = hidden_rows(hidden, call.batch), self._scores(call, one, hidden.device)
         visual = call.sequence.visual.to(hidden.device)
         for what, values in (("hidden states", rows), ("scores", scores)):
-            if values is not None and not bool(torch.isfinite(values[visual]).all()):
-                raise InvalidFeaturesError(
-                    f"{what} in front of layer {i} are NaN or Inf at visual tokens: check pixel_values and the dtype "
-                    "of the model (fp16 overflows; bf16 or fp32 do not)."
-                )
+            if values is not None:
+                good = finite(values.flatten(2)) if values.ndim > 2 else torch.isfinite(values)
+                error = InvalidFeaturesError(NOT_FINITE.format(what=what, i=i))
+                call.outer.checks.require((good | ~visual).all(), error)
         with torch.autocast(hidden.device.type, enabled=False):
             rows, kept = choose(call, one, rows, scores, depth=len(self.parts.decoder.layers))
         rows = self._shortened(call, one, i, rows, kwargs.get("past_key_values"))
@@ -322,16 +341,18 @@ class LayerStage:
         keep = (sequence.real | (sequence.real.cumsum(1) > 0)) & ~sequence.visual  # left padding can always go
         for unit in call.units:
             keep[unit.sample, unit.slots] = True
-        if not bool((sequence.visual & ~keep).any()):
+        lengths = keep.sum(1).cpu() if call.outer.shared else call.others + kept_of(call.units, call.batch)
+        if torch.equal(lengths, call.lengths):
             if one.event.forget and call.cut is not None:
                 call.drops[i], call.forgets = sequence, i
             return rows
-        step = Cut.from_keep(keep)
+        step = Cut.from_keep(keep, lengths)
         if call.static and step.ragged:
             raise UnsupportedModelError(STATIC)
         moved = step.moved
         for unit in call.units:
             unit.slots = moved[unit.sample, unit.slots]
+        call.lengths = lengths
         call.scores = {other: step.take(values, 1) for other, values in call.scores.items()}
         call.sequence, call.renewed = sequence.after(step), {}
         if one.compact:

@@ -71,11 +71,16 @@ class DeepStack:
             merged = merged.scatter_add(1, into, parts)
             self.rows[layer] = rows.index_put((kept,), merged.to(rows.dtype))
 
-    def shorten(self, keep: Tensor, kwargs: dict[str, Any]) -> Any:
-        """The argument for the [B, L] bool positions that stay."""
-        kept = keep[self.visual.to(keep.device)]
-        short = {layer: rows[kept.to(rows.device)] for layer, rows in self.rows.items()}
+    def shorten(self, cut: Cut, kept: int, kwargs: dict[str, Any]) -> Any:
+        """The argument for the positions that stay, of which so many are visual."""
+        short = {layer: rows[self.rows_left(cut, kept).to(rows.device)] for layer, rows in self.rows.items()}
         return short if isinstance(kwargs[self.name], dict) else list(short.values())
+
+    def rows_left(self, cut: Cut, kept: int) -> Tensor:
+        """[kept] long, the rows of visual positions that stay, in order."""
+        visual = self.visual.to(cut.keep.device)
+        place = torch.where(cut.keep & visual, self.place.to(visual.device), visual.numel())
+        return place.flatten().sort().values[:kept]
 
 
 ADDS = "_deepstack_process"  # the decoders' method: (hidden states, visual positions, rows of one layer)
@@ -86,10 +91,11 @@ class LayerDeepStack:
 
     Args:
         deepstack: of the decoder's input.
+        tokens: positions of its input in all samples, without left padding.
     """
 
-    def __init__(self, deepstack: DeepStack):
-        self._deepstack = deepstack
+    def __init__(self, deepstack: DeepStack, tokens: int):
+        self._deepstack, self._tokens = deepstack, tokens
 
     @staticmethod
     def check(decoder: nn.Module, deepstack: DeepStack, drop: int) -> None:
@@ -130,8 +136,8 @@ class LayerDeepStack:
     def shorten(self, layer: int, cut: Cut) -> tuple[Tensor, Tensor]:
         """Visual positions [B, L'] and the rows of one layer, for what is left."""
         visual, values = self._deepstack.visual, self._deepstack.rows[layer]
-        kept = cut.keep.to(visual.device)[visual]
-        return cut.take(visual, 1) & cut.valid.to(visual.device), values[kept.to(values.device)]
+        rows = self._deepstack.rows_left(cut, len(values) - (self._tokens - int(cut.lengths.sum())))
+        return cut.take(visual, 1) & cut.valid.to(visual.device), values[rows.to(values.device)]
 
 
 class _Adds:

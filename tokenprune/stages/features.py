@@ -75,7 +75,7 @@ class FeatureWatch:
             if hasattr(type(outer), name):
                 around = self._pack if name == PACK else functools.partial(self._encode, ENCODERS[name])
                 setattr(outer, name, _Watched(outer, name, around))
-        if self.parts.adapter.merger is not None:
+        if self.parts.adapter.merger is not None and looks_inside(self._needs()):
             merger = self.parts.module(self.parts.adapter.merger)
             self._hook = merger.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
         self.taps.install()
@@ -114,7 +114,8 @@ class FeatureWatch:
         features = self.current
         if features is not None and not features.packed:
             newline = kwargs.get("image_newline")
-            numbers = {**kwargs, "image_newline": None if newline is None else newline.new_full((1,), -1.0).double()}
+            newline = None if newline is None else torch.full((1,), -1.0, dtype=torch.float64)
+            numbers = {**kwargs, "image_newline": newline}
             first, tiles = 0, []
             for tile in image_features:
                 count, features.tile = tile.shape[0] * tile.shape[1], tile.shape[1]
@@ -126,7 +127,7 @@ class FeatureWatch:
         return method(image_features, *args, **kwargs)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.current is not None and looks_inside(self._needs()):
+        if self.current is not None:
             self.current.entered.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
 
@@ -140,8 +141,11 @@ def known_features(given: dict[str, Any]) -> dict[str, Features]:
 
 
 def _light(value: Any) -> Any:
-    """Pixels without their memory, since features outlive them: only their shape is read."""
-    return value.detach().to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Pixels without their memory, since features outlive them: only their shape is read. Grids and sizes are fetched
+    now, while there is nothing to wait for."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to("meta" if value.is_floating_point() else "cpu")
 
 
 def rows_of(output: Any) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
+from ..ops import gather_rows
 
 RECURRENT = ("linear_attention", "conv")  # layer types whose mask is [B, L]
 
@@ -24,35 +26,40 @@ class Cut:
         index: [B, L'] long, positions in the segment, ascending; 0 in padding slots.
         valid: [B, L'] bool, False in padding slots.
         keep: [B, L] bool, what stays.
-        ragged: whether any slot is padding (known on the host, so that no later step needs to ask the device).
+        lengths: [B] long on the CPU, how much that is, so that no later step needs to ask the device.
     """
 
     index: Tensor
     valid: Tensor
     keep: Tensor
-    ragged: bool
+    lengths: Tensor
 
     @classmethod
-    def from_keep(cls, keep: Tensor) -> Cut:
-        """From a [B, L] bool mask of what stays. Two host synchronisations."""
+    def from_keep(cls, keep: Tensor, lengths: Tensor) -> Cut:
+        """From a [B, L] bool mask of what stays, and how much that is, [B] long on the CPU."""
         length = keep.shape[1]
-        longest = int(keep.sum(1).max())
+        longest = int(lengths.max())
         place = torch.arange(length, device=keep.device).expand_as(keep)
         index = torch.where(keep, place, -1).sort(dim=1).values[:, length - longest :]
-        valid = index >= 0
-        return cls(index=index.clamp_min(0), valid=valid, keep=keep, ragged=not bool(valid.all()))
+        return cls(index=index.clamp_min(0), valid=index >= 0, keep=keep, lengths=lengths)
 
     @classmethod
     def whole(cls, keep: Tensor) -> Cut:
         """Nothing leaves a segment of the shape of `keep` [B, L]."""
         index = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
-        return cls(index=index, valid=torch.ones_like(keep), keep=torch.ones_like(keep), ragged=False)
+        lengths = torch.full((len(keep),), keep.shape[1])
+        return cls(index=index, valid=torch.ones_like(keep), keep=torch.ones_like(keep), lengths=lengths)
 
     def then(self, other: Cut) -> Cut:
         """This cut, and another of what it left."""
         index = self.index.gather(1, other.index)
         keep = torch.zeros_like(self.keep, dtype=torch.long).scatter_add(1, index, other.valid.long()) > 0
-        return Cut(index=index, valid=other.valid, keep=keep, ragged=other.ragged)
+        return Cut(index=index, valid=other.valid, keep=keep, lengths=other.lengths)
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether any slot is padding."""
+        return bool((self.lengths < self.index.shape[1]).any())
 
     @property
     def length(self) -> int:
@@ -71,6 +78,8 @@ class Cut:
         """Gather along `dim`, which has the segment's length; the batch is the dimension before it, B or 1 wide."""
         dim %= x.ndim
         batch, width = self.index.shape
+        if dim == 1:
+            return gather_rows(x.expand(batch, *x.shape[1:]), self.index.to(x.device))
         x = x.expand(*(batch if i == dim - 1 else size for i, size in enumerate(x.shape)))
         view = [1] * x.ndim
         view[dim - 1], view[dim] = batch, width
@@ -124,7 +133,7 @@ def is_prepared(mask: Any) -> bool:
 
 
 def shorten_inputs(
-    kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, past: int, attention: str
+    kwargs: dict[str, Any], cut: Cut, *, position_ids: Tensor, past: int, attention: str, plain: bool = False
 ) -> dict[str, Any]:
     """The decoder's keyword arguments with every sequence dimension cut.
 
@@ -134,6 +143,7 @@ def shorten_inputs(
         position_ids: [B | 1, L] or [axes, B | 1, L] of the whole segment.
         past: tokens in the cache before this segment, in cache slots.
         attention: name of the attention implementation.
+        plain: a 2-D mask says nothing: all its tokens are valid.
 
     Raises:
         UnsupportedModelError: a mask of a kind that cannot be cut (flex attention's block masks given ready-made), or
@@ -155,6 +165,8 @@ def shorten_inputs(
             kind: _stand_in(kind, cut, past, flash=flash) if one is None else _shorten_mask(one, cut)
             for kind, one in mask.items()
         }
+    elif plain and not cut.ragged and cache is not None and isinstance(mask, Tensor) and mask.ndim == 2:
+        mask = None  # which the model would find out by asking the device
     elif mask is not None:
         mask = _shorten_mask(mask, cut)
     elif cut.ragged or cache is None:

@@ -14,7 +14,8 @@ from .cache import LayerState
 from .deepstack import LayerDeepStack
 from .gather import Cut
 from .happened import History
-from .units import UnitState
+from .units import UnitState, kept_of
+from .visual import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +95,13 @@ class LayerCall:
         past: slots filled in the first layer before it.
         mask: [B, past + L] over slots of the first layer; None where all are valid.
         positions: [B | 1, L] position ids of the decoder's input; None where they have several axes.
-        batch: B.
+        batch, length: B and L.
         static: the cache is one of fixed size.
         units: with slots in the current sequence.
         image_sizes: (width, height) of the pictures of the batch in order, None where not known.
+        outer: of the outer module, where it brings visual tokens.
+        lengths: [B] long on the CPU, positions of every sample in the current sequence without left padding.
+        others: [B] long on the CPU, those of them that belong to no unit.
         sequence: what the next layer reads; None where no visual token is to leave.
         raters: [B, L] bool over the decoder's input, by policy.
         pending: events to come.
@@ -114,9 +118,13 @@ class LayerCall:
     mask: Tensor | None
     positions: Tensor | None
     batch: int
+    length: int
     static: bool = False
     units: list[UnitState] = field(default_factory=list)
     image_sizes: list[tuple[int, int]] | None = None
+    outer: Call | None = None
+    lengths: Tensor | None = None
+    others: Tensor | None = None
     sequence: Sequence | None = None
     raters: dict[int, Tensor] = field(default_factory=dict)
     pending: list[Planned] = field(default_factory=list)
@@ -147,6 +155,12 @@ class LayerCall:
             return self.sequence.rows(one.event.rows)
         raters = self.raters[id(one.policy)]
         return raters if self.cut is None else self.cut.take(raters, 1) & self.cut.valid
+
+    def most_rows(self, one: Planned) -> int:
+        """How many rows of a sample an event reads at most, as far as the host knows."""
+        if one.event.rows == "visual":
+            return int(kept_of(self.units, self.batch).max())
+        return 1 if one.event.rows == "last" else max(1, self.outer.words)
 
     def seen(self, new: int, old: LayerState | None) -> Tensor | None:
         """[B, past + new] bool over the slots of a layer with the cache `old`, or None if all are valid."""

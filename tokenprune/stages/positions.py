@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
+from ..ops import sent
 from .cache import CacheState
 from .gather import Cut
 
@@ -61,8 +62,8 @@ def one_sequence(x: Tensor, past: int) -> dict[str, Any]:
     """Explicit borders for flash attention, which would read gaps in position_ids as packed sequences."""
     new = x.shape[1]
     return {
-        "cu_seq_lens_q": torch.tensor([0, new], dtype=torch.int32, device=x.device),
-        "cu_seq_lens_k": torch.tensor([0, past + new], dtype=torch.int32, device=x.device),
+        "cu_seq_lens_q": sent(torch.tensor([0, new], dtype=torch.int32), x.device),
+        "cu_seq_lens_k": sent(torch.tensor([0, past + new], dtype=torch.int32), x.device),
         "max_length_q": new,
         "max_length_k": past + new,
     }

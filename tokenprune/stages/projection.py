@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedPolicyError
+from ..ops import sent
 from ..projection import Mlp, Projection
 from .parts import Parts
 
@@ -47,7 +48,8 @@ class Projector:
                 used.append(self._copy(path, torch.float32))
                 return used[-1]
 
-            x = torch.randn(8, patches, width, generator=torch.Generator().manual_seed(0)).to(self._weight.device)
+            x = torch.randn(8, patches, width, generator=torch.Generator().manual_seed(0))
+            x = sent(x, self._weight.device)
             with torch.no_grad():
                 expected = self._parts.adapter.project(noted, x)
                 if self._mlp is None or any(map(operator.is_not, self._mlp[0], used)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UnsupportedPolicyError
+from ..ops import sent
 from .visual import Call
 
 
@@ -39,22 +39,21 @@ class PromptReader:
     tokenizer: Any = None
     instruction: str | list[str] | None = None
 
-    def read(self, call: Call, x: Tensor, real: Tensor, needs: frozenset[str]) -> Prompt:
+    def read(self, call: Call, x: Tensor, needs: frozenset[str]) -> Prompt:
         """The text of every sample: `instruction` if it is set, else all of the prompt that is not visual.
 
         Args:
             x: [B, L, D], the decoder's input.
-            real: [B, L] bool, False at padding.
 
         Raises:
             UnsupportedPolicyError: a policy needs a string and there is nothing to make it from.
         """
-        text = real & ~call.visual.to(x.device)
+        text = call.real & ~call.visual
         strings = embeds = None
         if "instruction" in needs:
             strings = self._given(len(x)) or self._decoded(call, text)
         if "text" in needs:
-            embeds = [row[place] for row, place in zip(x, text, strict=True)]
+            embeds = [row[sent(place.nonzero()[:, 0], x.device)] for row, place in zip(x, text, strict=True)]
             if self.tokenizer is not None and (lines := self._given(len(x))):
                 embeds = [self._embedded(line, x) for line in lines]
         return Prompt(embeds=embeds, strings=strings)
@@ -70,15 +69,16 @@ class PromptReader:
         return [line for line in lines for _ in range(batch // len(lines))]  # beams of a sample are neighbours
 
     def _decoded(self, call: Call, text: Tensor) -> list[str]:
-        ids = call.kwargs.get("input_ids")
-        if self.tokenizer is None or ids is None:
+        if self.tokenizer is None or call.ids is None:
             raise UnsupportedPolicyError(
                 "the policy needs the instruction as text: pass wrap(..., tokenizer=processor.tokenizer) and call the "
                 "model with input_ids, or set handle.instruction."
             )
-        rows = [row[place.to(ids.device)] for row, place in zip(ids, text, strict=True)]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        return [
+            self.tokenizer.decode(row[place], skip_special_tokens=True)
+            for row, place in zip(call.ids, text, strict=True)
+        ]
 
     def _embedded(self, line: str, x: Tensor) -> Tensor:
-        ids = torch.tensor(self.tokenizer(line, add_special_tokens=False)["input_ids"], device=x.device)
+        ids = sent(self.tokenizer(line, add_special_tokens=False)["input_ids"], x.device)
         return self.model.get_input_embeddings()(ids).to(x)

@@ -17,11 +17,16 @@ from .tap import scale_of
 BLOCK_ELEMENTS = 1 << 22  # probabilities held at a time: 16 MiB
 
 
-def rows_of(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, R] long and bool: where a [B, L] bool mask holds, ascending, and which of these are any. R is at least 1."""
+def rows_of(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """[B, R] long and bool: where a [B, L] bool mask holds, ascending, and which of these are any. R is at least 1.
+
+    Args:
+        most: rows of any sample at most; where asking costs nothing, R is as many as there are.
+    """
     length = mask.shape[1]
+    most = max(1, int(mask.sum(1).max())) if mask.device.type == "cpu" else most
     place = torch.where(mask, torch.arange(length, device=mask.device), length)
-    rows = place.sort(dim=1).values[:, : max(1, int(mask.sum(1).max()))]
+    rows = place.sort(dim=1).values[:, :most]
     return rows.clamp_max(length - 1), rows < length
 
 

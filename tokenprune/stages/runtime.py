@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from ..adapters import Features
 from ..errors import InputError, InvalidArgumentError, NotEngagedError, UnsupportedModelError
+from ..ops import sent
 from ..policies import Policy, ProjectorPolicy
 from ..policies.base import Need
 from ..policies.layer import LayerPolicy
@@ -46,7 +48,7 @@ from .select import Surroundings, apply_policies, budgets_remove
 from .separators import drop_empty
 from .tower_run import Run
 from .tower_stage import CARRIER, TowerStage, runs_of
-from .units import UnitState, make_units
+from .units import UnitState, kept_of, make_units, places_of
 from .visual import Call, as_videos, find_items, has_placeholder, keys_of, modalities, placeholder_masks
 
 
@@ -200,10 +202,14 @@ class Stages:
                 "hands no images to the model, pruned or not: use generate() without it for prompts with images."
             )
         if present:
+            ids, mask = given.get("input_ids"), self._local.mask
+            ids = None if ids is None else ids.cpu()
             call = Call(
                 kwargs=given,
-                masks=placeholder_masks(self.parts, given, present),
-                mask=self._local.mask,
+                masks=placeholder_masks(self.parts, {**given, "input_ids": ids}, present),
+                mask=mask,
+                seen=None if mask is None else mask.cpu().bool(),
+                ids=ids,
                 **entered,
             )
             if not call.masks or not call.visual.any():
@@ -226,52 +232,46 @@ class Stages:
             self.layers.start(kwargs, getattr(self._local, "mask", None))
             return None
         units = self._units(call, x.device)
+        call.own = places_of(units, call.visual)
+        call.shared = int(call.own.sum()) < sum(len(unit.places) for unit in units)
         shorter = self.tower is not None and self.tower.narrow(units, call.items, restore=self.options.restore)
         call.wanted = budgets_remove(self.policies, units) or shorter
-        real = torch.ones(x.shape[:2], device=x.device).bool()
-        if (mask := call.segment_mask) is not None:
-            real = mask.to(x.device).bool()
-        elapsed, after = None, real
+        real, call.clean = sent(call.real, x.device), call.is_clean(kwargs.get("past_key_values"))
+        elapsed, after = None, call.real.sum(1)
         if call.wanted:
             kwargs, elapsed, after = self._shorten(call, units, real, kwargs)
         for unit in units:
             unit.inside = {}  # nothing that holds pixels or features alive
         towers = [] if self.tower is None else runs_of(call.items)
-        call.outcome = Outcome(units, torch.stack([real.sum(1), after.sum(1)], 1), elapsed, towers)
+        call.outcome = Outcome(units, torch.stack([call.real.sum(1), after], 1), elapsed, towers)
         self._begin_layers(call, units, real, kwargs)
         return (args, kwargs) if call.wanted else None
 
     def _shorten(
         self, call: Call, units: list[UnitState], real: Tensor, kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], float | None, Tensor]:
-        """The decoder's arguments for what the policies in front of it leave, their milliseconds, and [B, L] what."""
-        x, cache, attention = kwargs["inputs_embeds"], kwargs.get("past_key_values"), self.parts.attention
+        """The decoder's arguments for what the policies in front of it leave, their time in ms, and [B] tokens left."""
+        x, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
         batch, length = x.shape[:2]
-        keep = real | (real.cumsum(1) > 0)  # left padding can always go
-        for unit in units:
-            keep[unit.sample, unit.full_slots] = False
-        prompt = self.prompts.read(call, x, real, self.needs)
+        prompt = self.prompts.read(call, x, self.needs)
         deepstack = DeepStack.of(kwargs, only=self.parts.adapter.deepstack_only)
         started = self._clock(x)
-        around = Surroundings(prompt=prompt, projector=self.projector, deepstack=deepstack)
+        around = Surroundings(prompt=prompt, projector=self.projector, checks=call.checks, deepstack=deepstack)
         with torch.autocast(x.device.type, enabled=False):
             x = apply_policies(self.policies, units, x, around)
         elapsed = None if started is None else 1e3 * (self._clock(x) - started)
-        for unit in units:
-            keep[unit.sample, unit.slots] = True
-        if self.options.drop_empty_rows:
-            drop_empty(call.items, keep)
-
-        call.cut = cut = Cut.from_keep(keep)
+        cut, visual = self._cut(call, units, x.device)
+        call.cut = cut
         past = physical_length(cache)
         positions = kwargs.get("position_ids")
         if positions is None:
             logical = 0 if cache is None else int(cache.get_seq_length())
             positions = (torch.arange(length, device=x.device) + logical)[None]
         given = {**kwargs, "inputs_embeds": x}
-        short = shorten_inputs(given, cut, position_ids=positions, past=past, attention=attention)
+        about = {"past": past, "attention": self.parts.attention, "plain": call.plain}
+        short = shorten_inputs(given, cut, position_ids=positions, **about)
         if deepstack is not None:
-            short[deepstack.name] = deepstack.shorten(keep, kwargs)
+            short[deepstack.name] = deepstack.shorten(cut, visual, kwargs)
         shift = None
         if self.compact:
             if positions.ndim == 3:
@@ -279,19 +279,39 @@ class Stages:
             short["position_ids"], shift = compact(positions.expand(batch, -1).to(x.device), cut, real)
             if (state := state_of(cache)) is not None and state.shift is not None:
                 shift = shift + state.shift
-        if "flash" in attention and batch == 1:
+        if "flash" in self.parts.attention and batch == 1:
             short.update(one_sequence(short["inputs_embeds"], past))
-        call.note = partial(remember, life=self.life, cut=cut, real=real, mask=call.mask, past=past, shift=shift)
+        call.note = self._note(call, cut=cut, real=real, past=past, shift=shift)
         if cache is not None:
             call.note(cache)
-        return short, elapsed, keep & real
+        return short, elapsed, cut.lengths - (call.stays & ~call.real).sum(1)
+
+    def _note(self, call: Call, **facts: Any) -> Callable[[Any], None]:
+        """Tells a cache of this call, without holding on to it."""
+        return partial(remember, life=self.life, mask=call.mask, clean=call.clean, **facts)
+
+    def _cut(self, call: Call, units: list[UnitState], device: torch.device) -> tuple[Cut, int]:
+        """What stays of the segment (the tokens left of units, and all others but left padding), and how many visual
+        positions are among that."""
+        others = call.stays & ~call.own
+        sample = torch.tensor([unit.sample for unit in units for _ in range(len(unit.slots))], dtype=torch.long)
+        lengths = others.sum(1) + kept_of(units, len(others))
+        slots = torch.cat([unit.slots for unit in units])
+        keep = sent(others, device).index_put((sent(sample, device), slots), torch.ones_like(slots, dtype=torch.bool))
+        visual = int((others & call.visual).sum()) + len(slots)
+        if self.options.drop_empty_rows or call.shared:
+            host = keep.cpu()  # which lines are empty, and what was kept twice, only the device knows
+            if self.options.drop_empty_rows:
+                drop_empty(call.items, host)
+            keep, lengths, visual = sent(host, device), host.sum(1), int((host & call.visual).sum())
+        return Cut.from_keep(keep, lengths), visual
 
     def _begin_layers(self, call: Call, units: list[UnitState], real: Tensor, kwargs: dict[str, Any]) -> None:
         """Show the stage inside the decoder what is left in front of it."""
         if not self.layers.planned:
             return
         cut, mask, cache = call.cut, call.mask, kwargs.get("past_key_values")
-        visual, place = call.visual.to(real.device), real.long().cumsum(1) - 1
+        visual, place = sent(call.visual, real.device), real.long().cumsum(1) - 1
         if cut is not None:
             moved = cut.moved
             for unit in units:
@@ -303,10 +323,11 @@ class Stages:
                 mask = torch.cat([real.new_ones(len(real), physical_length(cache)), real], 1)
         else:  # should something leave inside, the cache has to know of this call
             shift = None if (state := state_of(cache)) is None else state.shift
-            facts = {"life": self.life, "cut": Cut.whole(real), "real": real, "mask": mask, "shift": shift}
-            call.note = partial(remember, past=physical_length(cache), **facts)
+            call.note = self._note(call, cut=Cut.whole(real), real=real, past=physical_length(cache), shift=shift)
         self.layers.start(kwargs, mask)
-        self.layers.show(kwargs, units=units, real=real, place=place, visual=visual, image_sizes=self.image_sizes)
+        lengths = call.stays.sum(1) if cut is None else cut.lengths
+        about = {"outer": call, "lengths": lengths, "image_sizes": self.image_sizes}
+        self.layers.show(kwargs, units=units, real=real, place=place, visual=visual, **about)
 
     def after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """The decoder may have made the cache itself."""
@@ -336,9 +357,11 @@ class Stages:
     def after_outer(self, module: nn.Module, args: tuple, output: Any) -> None:
         call, self._local.call, self._local.mask = self.call, None, None
         self.layers.forget()
+        if call is not None:
+            call.checks.close()
         if output is None:  # the forward raised, and says why itself
             return
-        if call is not None and call.cut is None and (call.wanted or (not call.seen and not self.keeps_all)):
+        if call is not None and call.cut is None and (call.wanted or (not call.engaged and not self.keeps_all)):
             raise NotEngagedError(
                 f"{type(self.parts.model).__name__} had {int(call.visual.sum())} visual tokens and the budget asks to "
                 f"remove some, but none was removed at stage {self.name!r}: the decoder was not called with the "
@@ -351,9 +374,9 @@ class Stages:
         call.items = find_items(call, self.parts)
         if self.options.images_are_frames:
             call.items = as_videos(call.items)
-        call.seen = bool(call.items)
+        call.engaged = bool(call.items)
         found = {item.modality for item in call.items}
-        if call.seen and not any(policy.kinds & found for policy in self.every_policy):
+        if call.engaged and not any(policy.kinds & found for policy in self.every_policy):
             warnings.warn(
                 f"policy {self.every_policy[0].name!r} prunes videos, and this prompt has images only, which stay "
                 "whole: if they are the frames of a video, say wrap(..., images_are_frames=True).",

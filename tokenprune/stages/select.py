@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidFeaturesError, PolicyError, UnsupportedPolicyError
-from ..ops import image_extremes
+from ..ops import image_extremes, sent
 from ..policies import Policy, ProjectorPolicy
 from ..tokens import Selection, Tap, VisualTokens, looks_inside
+from .checks import Checks, finite
 from .deepstack import DeepStack
 from .projection import Projector
 from .prompt import Prompt
 from .units import UnitState, grouped
+
+NOT_FINITE = (
+    "inputs_embeds holds NaN or Inf at visual positions: check pixel_values and the vision tower's dtype (fp16 towers "
+    "overflow; bf16 or fp32 do not)."
+)
 
 
 def counts(policy: ProjectorPolicy, units: list[UnitState]) -> list[int]:
@@ -42,11 +48,13 @@ class Surroundings:
     Attributes:
         prompt: the text.
         projector: of the model.
+        checks: for what only the device knows.
         deepstack: further rows per visual token, merged wherever tokens are; None where the model has none.
     """
 
     prompt: Prompt
     projector: Projector
+    checks: Checks
     deepstack: DeepStack | None = None
 
 
@@ -94,25 +102,34 @@ def _apply(
 ) -> Tensor:
     """One batched call of a policy on units of equal size."""
     selection = policy.select(tokens, k)
-    check(policy, selection, tokens.features, k if policy.exact else None)
+    indices = check(policy, selection, tokens.features, k if policy.exact else None, around.checks)
     sample, slots, deepstack = *_places(group, x), around.deepstack
     merged = selection.features is not None
     if merged:
         if deepstack is None or not deepstack.only:
             x = x.clone()
-            x[sample, slots.gather(1, selection.indices)] = selection.features.to(x.dtype)
+            x[sample, slots.gather(1, indices)] = selection.features.to(x.dtype)
         if deepstack is not None:
             deepstack.merge(sample, slots, selection)
     source = selection.source_map(slots.shape[1])
     for i, unit in enumerate(group):
-        unit.narrow(selection.indices[i], source[i], merged=merged)
+        unit.narrow(indices[i], source[i], merged=merged)
     return x
 
 
 def _places(group: list[UnitState], x: Tensor) -> tuple[Tensor, Tensor]:
     """[G, 1] samples and [G, N] positions of units of equal size."""
-    sample = torch.tensor([unit.sample for unit in group], device=x.device)[:, None]
+    sample = sent([unit.sample for unit in group], x.device)[:, None]
     return sample, torch.stack([unit.slots for unit in group])
+
+
+def _features(group: list[UnitState], x: Tensor, sample: Tensor, slots: Tensor) -> Tensor:
+    """[G, N, D]; a view where all tokens of one unit are there and lie side by side."""
+    unit, last = group[0], len(slots[0]) - 1
+    if len(group) > 1 or unit.slots is not unit.full_slots or int(unit.places[-1] - unit.places[0]) != last:
+        return x[sample, slots]
+    first = int(unit.places[0])
+    return x[unit.sample, first : first + last + 1][None]
 
 
 def _tokens(policy: ProjectorPolicy, group: list[UnitState], x: Tensor, around: Surroundings) -> VisualTokens:
@@ -121,17 +138,14 @@ def _tokens(policy: ProjectorPolicy, group: list[UnitState], x: Tensor, around: 
     if around.deepstack is not None and around.deepstack.only:
         features = around.deepstack.first(sample, slots)
     else:
-        features = x[sample, slots]
+        features = _features(group, x, sample, slots)
     whole = any(unit.slots is unit.full_slots for unit in group)  # else a policy before looked at them
-    if whole and not bool(torch.isfinite(features).all()):
-        raise InvalidFeaturesError(
-            "inputs_embeds holds NaN or Inf at visual positions: check pixel_values and the vision tower's dtype "
-            "(fp16 towers overflow; bf16 or fp32 do not)."
-        )
+    if whole:
+        around.checks.require(finite(features).all(), InvalidFeaturesError(NOT_FINITE))
     tokens = VisualTokens(
         features=features,
         grid=group[0].grid,
-        image=torch.tensor([unit.image for unit in group], device=features.device),
+        image=sent([unit.image for unit in group], features.device),
         keys=[unit.key for unit in group],
     )
     if looks_inside(policy.needs):
@@ -140,7 +154,7 @@ def _tokens(policy: ProjectorPolicy, group: list[UnitState], x: Tensor, around: 
         rows = [prompt.embeds[unit.sample] for unit in group]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])[:, None]
-        mask = (torch.arange(text.shape[1]) < lengths).to(text.device)
+        mask = sent(torch.arange(text.shape[1]) < lengths, text.device)
         tokens = replace(tokens, text=text, text_mask=mask)
     if "instruction" in policy.needs:
         tokens = replace(tokens, instruction=[prompt.strings[unit.sample] for unit in group])
@@ -171,11 +185,12 @@ def _inside(
     return shown
 
 
-def check(policy: Policy, selection: Any, rows: Tensor, k: int | None) -> None:
-    """What a policy answered about units with rows [G, N, D].
+def check(policy: Policy, selection: Any, rows: Tensor, k: int | None, checks: Checks) -> Tensor:
+    """What a policy answered about units with rows [G, N, D]: its indices, none of them out of bounds.
 
     Args:
         k: None where the policy may answer another number of tokens.
+        checks: for what only the device knows.
 
     Raises:
         PolicyError: it is no selection.
@@ -193,12 +208,14 @@ def check(policy: Policy, selection: Any, rows: Tensor, k: int | None) -> None:
             f"policy {name!r} answered indices of shape {tuple(indices.shape)} where k={k} of N={n} tokens in {g} "
             f"units were asked: return [{g}, {k}]."
         )
-    rising = (indices[:, 1:] > indices[:, :-1]).all() & (indices[:, 0] >= 0).all() & (indices[:, -1] < n).all()
-    if not bool(rising):
-        raise PolicyError(
+    bounds = torch.cat([indices.new_full((g, 1), -1), indices, indices.new_full((g, 1), n)], 1)
+    checks.require(
+        (bounds[:, 1:] > bounds[:, :-1]).all(),
+        PolicyError(
             f"policy {name!r} answered indices that are not distinct, ascending and inside 0..{n - 1}: sort them and "
             "drop repeats."
-        )
+        ),
+    )
     shapes = {"features": (g, k, width), "source": (g, n), "sizes": (g, k), "weights": (g, n)}
     for part, shape in shapes.items():
         value = getattr(selection, part)
@@ -207,3 +224,4 @@ def check(policy: Policy, selection: Any, rows: Tensor, k: int | None) -> None:
                 f"policy {name!r} answered {part} of shape {tuple(value.shape)} for k={k} of N={n} tokens in {g} "
                 f"units: return {list(shape)}."
             )
+    return indices.clamp(0, n - 1)  # what is out of bounds must not be read before the device has said so

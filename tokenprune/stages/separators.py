@@ -9,14 +9,13 @@ from .visual import Item
 
 
 def drop_empty(items: list[Item], keep: Tensor) -> None:
-    """Take separators of empty lines out of `keep` [B, L] bool, in place.
+    """Take separators of empty lines out of `keep` [B, L] bool, on the CPU, in place.
 
     A newline row goes when no row of its line is kept; a row-break token, which follows every line but the last of an
     image, goes when its line is empty. What closes an image stays.
     """
-    host = keep.cpu()
     for item in items:
-        row, layout = host[item.sample], item.layout
+        row, layout = keep[item.sample].clone(), item.layout
         kept = row[item.slots]
         if layout.line_end is not None:
             ends = torch.unique(layout.line_end[layout.line_end >= 0])

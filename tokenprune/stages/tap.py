@@ -8,6 +8,7 @@ one. Everything else goes on reading the config it read before.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,7 @@ def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     """The attention implementation of the model, after a note."""
     original, note = module.config._tokenprune
     bias = note(module, query, key, attention_mask, kwargs)
-    eager = inspect.unwrap(type(_itself_of(module)).forward).__globals__.get("eager_attention_forward")
+    eager = _beside(type(_itself_of(module))).get("eager_attention_forward")
     function = ALL_ATTENTION_FUNCTIONS.get_interface(original._attn_implementation, eager)
     inner = _WithConfig(module, original)
     if bias is None:
@@ -60,6 +61,12 @@ def _tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     wide = in_channels(query, key, value, bias, kwargs["scaling"])
     output, weights = function(inner, *wide, attention_mask, **kwargs)
     return output[..., :width], weights
+
+
+@functools.cache
+def _beside(cls: type) -> dict[str, Any]:
+    """The globals of the file that a module's class is in."""
+    return inspect.unwrap(cls.forward).__globals__
 
 
 class _WithConfig:
@@ -95,7 +102,7 @@ def _tapped_class(cls: type) -> type:
 def _registered_name(config: Any) -> str:
     """Of our implementation over the one that the config that was there names now: it may be changed while wrapped."""
     name = PREFIX + str(config._tokenprune[0]._attn_implementation)
-    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+    if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _tapped)
     return name
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adapters import Adapter, Features, Grid
 from ..budget import Unit
 from ..errors import UnsupportedPolicyError
+from ..ops import sent
 from ..policies.base import Policy
 from ..report import UnitReport
 from .visual import Item
@@ -27,7 +28,8 @@ class UnitState:
         modalities: "image", "video" or both, of its tokens.
         image: number of the image or video it was cut from.
         key: see `VisualTokens.keys`.
-        slots: [n] long on the device, positions in the segment of the tokens still there, ascending.
+        places: [total] long on the CPU, positions in the segment of its tokens, ascending.
+        slots: [n] long on the device, those of the tokens still there.
         grid: of the tokens still there.
         inside: for "encoder" and every tap that was captured [n, P, c]; empty where patches of rows are not known.
         place: [n] long on the device, places of `slots` in the unit as it was.
@@ -42,6 +44,7 @@ class UnitState:
     modalities: frozenset[str]
     image: int
     key: int
+    places: Tensor
     slots: Tensor
     grid: Grid | None
     inside: dict[Any, Tensor] = field(default_factory=dict)
@@ -85,8 +88,24 @@ class UnitState:
             grid=self.full_grid,
             indices=place,
             source=source,
-            slots=self.full_slots.cpu(),
+            slots=self.places,
         )
+
+
+def places_of(units: list[UnitState], like: Tensor) -> Tensor:
+    """[B, L] bool on the CPU, the positions of all units as they came."""
+    own = torch.zeros_like(like)
+    for unit in units:
+        own[unit.sample, unit.places] = True
+    return own
+
+
+def kept_of(units: list[UnitState], batch: int) -> Tensor:
+    """[B] long on the CPU, how many tokens the units of each sample have left."""
+    counts = torch.zeros(batch, dtype=torch.long)
+    for unit in units:
+        counts[unit.sample] += len(unit.slots)
+    return counts
 
 
 def grouped(units: list[UnitState], policy: Policy) -> list[list[int]]:
@@ -150,9 +169,11 @@ def make_units(
         number = count[sample]
         count[sample] += 1
         slots = torch.cat([piece.slots for piece in group])
-        order = slots.argsort()  # lines of neighbouring tiles lie between each other
+        slots, order = slots.sort()  # lines of neighbouring tiles lie between each other
         known = set(group[0].inside).intersection(*(piece.inside for piece in group))
         inside = {need: torch.cat([piece.inside[need] for piece in group]) for need in known}
+        if len(group) > 1 and known:
+            inside = {need: values[sent(order, values.device)] for need, values in inside.items()}
         units.append(
             UnitState(
                 sample=sample,
@@ -161,9 +182,10 @@ def make_units(
                 modalities=frozenset(piece.item.modality for piece in group),
                 image=first.image,
                 key=group[0].key + (number if cut else 0),
-                slots=slots[order].to(device),
+                places=slots,
+                slots=sent(slots, device),
                 grid=_joined_grid(group),
-                inside={need: values[order.to(values.device)] for need, values in inside.items()},
+                inside=inside,
             )
         )
     return units
@@ -191,7 +213,7 @@ def _split(item: Item, key: int, inside: dict[Any, Tensor], *, frames: bool) -> 
         grid = (1, *grid[1:]) if count > 1 else grid
         for rows in patches.chunk(count):
             if len(rows):
-                own = {need: values[rows.to(values.device)] for need, values in inside.items()}
+                own = inside if len(rows) == len(item.slots) else _taken(inside, rows)
                 pieces.append(_Piece(item, key, item.slots[rows], grid, own))
     return pieces
 
@@ -237,5 +259,8 @@ def _own(item: Item, captured: dict[Any, Tensor]) -> dict[Any, Tensor]:
         return {need: values[item.first : item.first + len(item.slots)] for need, values in captured.items()}
     if bool((item.layout.patches < 0).logical_and(item.layout.crop >= 0).any()):
         return {}  # interpolated: no patch is a row's own
-    rows = item.layout.patches.clamp_min(0)
-    return {need: values[rows.to(values.device)] for need, values in captured.items()}
+    return _taken(captured, item.layout.patches.clamp_min(0))
+
+
+def _taken(inside: dict[Any, Tensor], rows: Tensor) -> dict[Any, Tensor]:
+    return {need: values[sent(rows, values.device)] for need, values in inside.items()}

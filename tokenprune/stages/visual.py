@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ..adapters import Features, Layout
 from ..errors import InputError, UnsupportedModelError
+from .cache import state_of
+from .checks import Checks
 from .features import rows_of
 from .parts import Parts
 
@@ -44,31 +47,79 @@ class Item:
 
 @dataclass
 class Call:
-    """What one forward knows between the outer module and the decoder."""
+    """What one forward knows between the outer module and the decoder.
+
+    What lies on the CPU was fetched before the tower ran: from there to the first layer nothing waits for the device.
+
+    Attributes:
+        kwargs: of the outer module.
+        masks: modality -> [B, L] bool on the CPU.
+        mask: [B, past + L] over cache slots, None where all are valid.
+        seen: the same as bool on the CPU.
+        ids: [B, L] on the CPU, None where there are none.
+        encoded: modality -> of `mm_encoder_outputs` as they came in.
+        full: its logits must have the prompt's length.
+        features: of the towers that ran inside this forward.
+        own: [B, L] bool on the CPU, positions of units; `shared` where one belongs to two of them.
+        engaged: the decoder was called with this forward's visual tokens.
+        wanted: the budget asks to remove something.
+        clean: no padding that cannot go, in the slots before this call or behind its own first token.
+        note: remembers the cut with a cache.
+        checks: that wait for the device.
+        outcome: what `report` will tell, once the decoder is through.
+    """
 
     kwargs: dict[str, Any]
-    masks: dict[str, Tensor]  # modality -> [B, L] bool on the CPU
-    mask: Tensor | None  # [B, past + L], over cache slots
-    features: list[Features] = field(default_factory=list)  # of the towers that ran inside this forward
-    encoded: dict[str, Features] = field(default_factory=dict)  # modality -> of `mm_encoder_outputs` as they came in
+    masks: dict[str, Tensor]
+    mask: Tensor | None
+    seen: Tensor | None
+    ids: Tensor | None
+    encoded: dict[str, Features] = field(default_factory=dict)
+    full: bool = False
+    features: list[Features] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
-    seen: bool = False  # the decoder was called with this forward's visual tokens
-    wanted: bool = False  # the budget asks to remove something
+    own: Tensor | None = None
+    shared: bool = False
+    engaged: bool = False
+    wanted: bool = False
+    clean: bool = True
     cut: Any = None
-    full: bool = False  # its logits must have the prompt's length
-    note: Callable[[Any], None] | None = None  # remembers the cut with a cache
-    outcome: Any = None  # what `report` will tell, once the decoder is through
+    note: Callable[[Any], None] | None = None
+    checks: Checks = field(default_factory=Checks)
+    outcome: Any = None
 
-    @property
+    @cached_property
     def visual(self) -> Tensor:
         """[B, L] bool on the CPU"""
         return torch.stack(list(self.masks.values())).any(0)
 
+    @cached_property
+    def real(self) -> Tensor:
+        """[B, L] bool on the CPU, False at padding."""
+        return torch.ones_like(self.visual) if self.seen is None else self.seen[:, -self.visual.shape[1] :]
+
+    @cached_property
+    def stays(self) -> Tensor:
+        """[B, L] bool on the CPU, all but left padding, which can always go."""
+        return self.real | (self.real.cumsum(1) > 0)
+
     @property
-    def segment_mask(self) -> Tensor | None:
-        """[B, L], the part of `mask` that is about this call's tokens"""
-        length = next(iter(self.masks.values())).shape[1]
-        return None if self.mask is None else self.mask[:, -length:]
+    def words(self) -> int:
+        """Of text behind the last visual token, at most in any sample."""
+        behind = self.visual.long().flip(1).cumsum(1).flip(1) == 0
+        return int((self.real & behind).sum(1).max())
+
+    @property
+    def plain(self) -> bool:
+        """There is a mask, and it says nothing: all tokens are valid."""
+        return self.seen is not None and bool(self.seen.all())
+
+    def is_clean(self, cache: Any) -> bool:
+        """See `clean`; from the cache as it is before this call."""
+        if self.seen is not None:
+            return bool(self.seen[:, : -self.real.shape[1]].all()) and torch.equal(self.real, self.stays)
+        state = state_of(cache)
+        return state is None or state.all_valid
 
 
 def modalities(kwargs: dict[str, Any]) -> list[str]:
@@ -82,7 +133,11 @@ def modalities(kwargs: dict[str, Any]) -> list[str]:
 
 
 def placeholder_masks(parts: Parts, kwargs: dict[str, Any], present: list[str]) -> dict[str, Tensor]:
-    """modality -> [B, L] bool on the CPU; by id, or by embedding where the caller passed `inputs_embeds`."""
+    """modality -> [B, L] bool on the CPU; by id, or by embedding where the caller passed `inputs_embeds`.
+
+    Args:
+        kwargs: of the outer module; ids may lie on the CPU, where comparing them waits for nothing.
+    """
     masks = {}
     for modality in present:
         mask = _placeholders(parts, kwargs, modality)
@@ -183,8 +238,7 @@ def _layouts(parts: Parts, features: Features) -> list[Layout]:
 
 def _number(items: list[Item], call: Call, parts: Parts) -> list[Item]:
     """Number the images of the batch; tiles of one image share a number."""
-    ids, embeds = call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds")
-    ids = None if ids is None else ids.cpu()
+    ids, embeds = call.ids, call.kwargs.get("inputs_embeds")
 
     def before(item: Item) -> Hashable:
         """The token before an item, or its embedding where there are no ids; None where nothing is before it."""
@@ -260,17 +314,13 @@ def _is_joined(join: str, modality: str, gap: int, mark_before: Hashable, mark: 
 
 def keys_of(call: Call, items: list[Item]) -> list[int]:
     """One integer per item that depends on its sample's text and its place there, not on the batch or padding."""
-    ids = call.kwargs.get("input_ids")
     ranks: dict[int, int] = {}
     order = []
     for item in items:
         order.append(ranks.setdefault(item.sample, 0))
         ranks[item.sample] += 1
-    if ids is None:
+    if call.ids is None:
         return order
-    ids, visual = ids.cpu(), call.visual
-    text = ~visual
-    if call.segment_mask is not None:
-        text &= call.segment_mask.cpu().bool()
-    prompts = {sample: ids[sample][text[sample]].numpy().tobytes() for sample in ranks}
+    text = call.real & ~call.visual
+    prompts = {sample: call.ids[sample][text[sample]].numpy().tobytes() for sample in ranks}
     return [zlib.crc32(prompts[item.sample], rank) for item, rank in zip(items, order, strict=True)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..budget import Budget
 from ..errors import UnsupportedPolicyError
 from ..layers import Event, LayerTokens
+from ..ops import sent
 from ..policies.layer import LayerPolicy
 from .layer_call import LayerCall, Planned
 from .select import check
@@ -72,7 +73,7 @@ def _apply(
     scores: Tensor | None,
     about: dict[str, Any],
 ) -> Tensor:
-    sample = torch.tensor([unit.sample for unit in group], device=hidden.device)[:, None]
+    sample = sent([unit.sample for unit in group], hidden.device)[:, None]
     slots = torch.stack([unit.slots for unit in group]).to(hidden.device)
     tokens = LayerTokens(
         hidden=hidden[sample, slots].flatten(2),
@@ -87,7 +88,7 @@ def _apply(
         **about,
     )
     selection = one.policy.select(tokens, k)
-    check(one.policy, selection, tokens.hidden, k if one.policy.exact else None)
+    indices = check(one.policy, selection, tokens.hidden, k if one.policy.exact else None, call.outer.checks)
     source = selection.source_map(slots.shape[1])
     if selection.features is not None:
         if hidden.ndim != 3:
@@ -97,7 +98,7 @@ def _apply(
             )
         if call.deepstack is not None:
             call.deepstack.merge(sample, call.origin(sample, slots), selection)
-        hidden = hidden.index_put((sample, slots.gather(1, selection.indices)), selection.features.to(hidden.dtype))
+        hidden = hidden.index_put((sample, slots.gather(1, indices)), selection.features.to(hidden.dtype))
     for i, unit in enumerate(group):
-        unit.narrow(selection.indices[i], source[i], merged=selection.features is not None)
+        unit.narrow(indices[i], source[i], merged=selection.features is not None)
     return hidden
