@@ -133,7 +133,7 @@ def test_most_tokens_are_never_compared(monkeypatch):
         renew(self, some, t)
 
     monkeypatch.setattr(lazy._Determinant, "renew", count)
-    monkeypatch.setattr(lazy, "LOOK", 1)
+    monkeypatch.setattr(lazy, "LOOK", 16)
     monkeypatch.setattr(lazy, "MOST", 32)
     x, r = FEATURES["isotropic"][:1], QUALITY["Gaussian"][:1]
     lazy.dpp(x, 20, quality=r)

@@ -16,11 +16,15 @@ from torch import Tensor
 
 from .plain import RESIDUAL_FLOOR, prepared
 
-# A panel is as wide as makes its width^2 D this number: a wider one lasts longer, and each step in it takes longer.
-PANEL = 2.5e7
-LEAST, MOST = 32, 512
-# So many times a panel is brought up to date at once, at first; each further round takes twice as many.
-LOOK = 2
+# Numbers in a panel's tokens at first: wider ones last longer, and each step in them takes longer.
+PANEL = 10**5
+# Tokens in a panel at first, and in any, at least and at most; it may be GROW times as wide as the last one had tokens
+# chosen.
+LEAST, MOST, GROW = 32, 512, 4
+# Tokens brought up to date at once, at first, and at least; each further round takes twice as many.
+LOOK = 128
+# Numbers per token from which on all similarities within a panel are made at once.
+WIDE = 1024
 # Tokens brought up to date one by one, as a share of all, before all are.
 SHARE = 0.25
 # Rows of similarities made at once in search of the token farthest from its nearest neighbour.
@@ -102,8 +106,8 @@ def _greedy(objective: _Objective, k: int, *order: int) -> list[int]:
     Fewer if no more are worth it.
     """
     bound, seen, n = objective.bound, objective.seen, len(objective.bound)
-    width = min(n, MOST, max(LEAST, int((PANEL / objective.depth) ** 0.5)))
-    least = look = LOOK * width
+    width = narrow = min(MOST, max(LEAST, PANEL // objective.depth))
+    least = look = max(LOOK, 2 * narrow)
     order, renew = [*order], _Upkeep(objective, len(order))
     while len(order) < k:
         t = len(order)
@@ -130,6 +134,7 @@ def _greedy(objective: _Objective, k: int, *order: int) -> list[int]:
             break
         bound[panel] = objective.value
         seen[panel] = len(order)
+        width = min(MOST, GROW * narrow, max(narrow, GROW * len(taken)))
     return order
 
 
@@ -145,19 +150,26 @@ class _Vectors:
         x, a = (self.x, self.a) if some is None else (self.x.index_select(0, some), self.a.index_select(0, some))
         return (self.chosen[start:end] @ x.mT).mul_(self.chosen_a[start:end] @ a.mT).mT
 
-    def some(self, panel: Tensor) -> _Vectors:
-        """Those of a panel alone."""
-        return _Vectors(self.x.index_select(0, panel), self.a.index_select(0, panel), 0)
-
-    def with_own(self, j: int) -> Tensor:
-        """[N] similarities of all with token j."""
-        return (self.x @ self.x[j]).mul_(self.a @ self.a[j])
+    def panel(self, tokens: Tensor) -> _Panel:
+        x, a = self.x.index_select(0, tokens), self.a.index_select(0, tokens)
+        return _Panel(x.mul_(a) if a.shape[1] == 1 else (a[..., None] * x[:, None]).flatten(1))
 
     def append(self, tokens: Tensor, t: int) -> None:
         """Have these tokens chosen after t others."""
         end = t + len(tokens)
         torch.index_select(self.x, 0, tokens, out=self.chosen[t:end])
         torch.index_select(self.a, 0, tokens, out=self.chosen_a[t:end])
+
+
+class _Panel:
+    """The tokens of a panel as y [B, A D], products of x_i and each a_i: their similarities are plain products."""
+
+    def __init__(self, y: Tensor):
+        self.y, self.every = y, y @ y.mT if y.shape[1] >= WIDE else None
+
+    def row(self, j: int) -> Tensor:
+        """[B] similarities of all with token j. Not to be written to."""
+        return self.y @ self.y[j] if self.every is None else self.every[j]
 
 
 class _Determinant(_Objective):
@@ -176,10 +188,11 @@ class _Determinant(_Objective):
 
     def renew(self, some: Tensor | None, t: int) -> None:
         every = slice(None) if some is None else some
-        seen, of = self.seen[every], self.vectors if some is None else self.vectors.some(some)
+        seen, x, a = self.seen[every], self.vectors.x, self.vectors.a
+        x, a = (x, a) if some is None else (x.index_select(0, some), a.index_select(0, some))
         start = int(seen.min())
         # in this order: thin matrices times wide ones are up to half as slow again
-        new = sum((q[start:t] @ of.x.mT).mul_(a) for q, a in zip(self.basis, of.a.unbind(1), strict=True)).mT
+        new = sum((q[start:t] @ x.mT).mul_(one) for q, one in zip(self.basis, a.unbind(1), strict=True)).mT
         self.factor[every, start:t] = new
         new.square_()
         if int(seen.max()) > start:
@@ -189,14 +202,14 @@ class _Determinant(_Objective):
         self.seen[every] = t
 
     def open(self, panel: Tensor, t: int, most: int) -> None:
-        self.near, self.start, self.roots = self.vectors.some(panel), t, []
+        self.panel, self.start, self.roots = self.vectors.panel(panel), t, []
         self.known = self.factor[:, : t + most].index_select(0, panel)
         self.value, self.floors = self.bound[panel], self.floor[panel].tolist()
 
     def take(self, j: int, value: float) -> bool:
         if worth := value > self.floors[j]:
             t, root = self.start + len(self.roots), (value + self.eps) ** 0.5
-            e = self.near.with_own(j).addmv_(self.known[:, :t], self.known[j, :t], alpha=-1).div_(root)
+            e = torch.addmv(self.panel.row(j), self.known[:, :t], self.known[j, :t], alpha=-1).div_(root)
             self.known[:, t] = e
             self.value.addcmul_(e, e, value=-1)
             self.roots.append(root)
@@ -204,13 +217,14 @@ class _Determinant(_Objective):
         return worth
 
     def close(self, panel: Tensor, taken: Tensor, t: int) -> None:
-        end, x, a = t + len(taken), self.near.x[taken], self.near.a[taken]
+        end, y = t + len(taken), self.panel.y[taken].view(len(taken), len(self.basis), -1)
         self.factor[panel, t:end] = self.known[:, t:end]
         mixed = self.known[taken, t:end]
         mixed.diagonal().copy_(torch.tensor(self.roots))
-        for q, of in zip(self.basis, a.unbind(1), strict=True):
-            rest = (of[:, None] * x).addmm_(self.known[taken, :t], q[:t], alpha=-1)
-            q[t:end] = torch.linalg.solve_triangular(mixed, rest, upper=False)
+        inverse = torch.linalg.solve_triangular(mixed, torch.eye(len(taken)), upper=False)  # of few: fast to apply
+        for q, own in zip(self.basis, y.unbind(1), strict=True):
+            rest = torch.addmm(own, self.known[taken, :t], q[:t], alpha=-1)
+            torch.mm(inverse, rest, out=q[t:end])
 
 
 class _Distance(_Objective):
@@ -237,13 +251,13 @@ class _Distance(_Objective):
         self.seen[every] = t
 
     def open(self, panel: Tensor, t: int, most: int) -> None:
-        self.panel = self.vectors.some(panel)
+        self.panel = self.vectors.panel(panel)
         self.near, self.places, self.value = self.distance[panel], self.rank[panel], self.bound[panel]
         self.weights = None if self.quality is None else self.quality[panel]
 
     def take(self, j: int, value: float) -> bool:
         self.places[j] = -torch.inf
-        torch.minimum(self.near, self.panel.with_own(j).neg_().add_(1.0), out=self.near)
+        torch.minimum(self.near, torch.rsub(self.panel.row(j), 1.0), out=self.near)
         _score(self.near, self.weights, self.places, self.value)
         return True
 
