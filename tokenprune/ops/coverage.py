@@ -35,8 +35,9 @@ def greedy_coverage(columns: Callable[[Tensor], Tensor], weight: Tensor, rows: i
         k: 1 <= k <= N.
 
     Cost: k N R additions (lazy: N R and as many more as bounds are close) and as many columns; k sequential steps.
-    Memory: F and as much again while that is 64 MiB; else 4 MiB (or one column per unit, if that is more) and N
-    floats, and the device is asked once a round whether all is known that matters.
+    Memory: F while that is 64 MiB (as much again on a device that is no CPU and has no kernel); else 4 MiB (or one
+    column per unit, if that is more) and N floats, and the device is asked once a round whether all is known that
+    matters.
     """
     g, n = weight.shape
     if not at_once(g, n, rows):
@@ -50,7 +51,7 @@ def greedy_coverage(columns: Callable[[Tensor], Tensor], weight: Tensor, rows: i
 
 def at_once(g: int, n: int, rows: int) -> bool:
     """Whether `greedy_coverage` asks for all columns of its units first, and for none again."""
-    return 2 * g * rows * n <= BLOCK_ELEMENTS
+    return g * rows * n <= BLOCK_ELEMENTS
 
 
 def _streamed(columns: Callable[[Tensor], Tensor], weight: Tensor, rows: int, k: int) -> Tensor:

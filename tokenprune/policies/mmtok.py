@@ -74,10 +74,15 @@ class MMTok(ProjectorPolicy):
         return Selection.subset(greedy_coverage(columns, ones, m + n, k))
 
     def _columns(self, p: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
-        """Columns of F [G, b, M + N] by their indices, from all of it."""
-        q = ((v / self.vv_temp) @ v.mT).softmax(-1).mul_(self.alpha / v.shape[1])
-        f = torch.cat([p, q.mT], -1)
-        return lambda index: gather_rows(f, index)
+        """All columns of F, [G, N, M + N]."""
+        (g, n, m), hot = p.shape, v / self.vv_temp
+        f = v.new_empty(g, n, m + n)
+        f[..., :m] = p
+        q = f[..., m:]  # the transpose of Q, made in its place; the largest of a row is that of a token with itself
+        q[:] = -(hot * v).sum(-1)[:, None]
+        q.baddbmm_(v, hot.mT).exp_()
+        q.mul_(self.alpha / n / q.sum(1, keepdim=True))
+        return lambda index: f  # which is asked for once, as a whole
 
     def _columns_as_asked(self, p: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
         """The same, made when they are asked for."""
