@@ -45,12 +45,43 @@ def thin_slowly(x, k, step):
     return left
 
 
+def thin_by_lists(x, k, step):
+    return torch.stack([matching._thin_by_lists(unit, k, step) for unit in x])
+
+
+THINNERS = {"blocks": matching._thin_by_blocks, "mask": matching._thin_by_mask, "lists": thin_by_lists}
+every_way = pytest.mark.parametrize("way", THINNERS)
+
+
+@every_way
 @few
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 17), step=st.integers(1, 9), data=st.data())
-def test_thinning_matches_a_slow_float64_one_for_every_k(seed, n, step, data):
+def test_thinning_matches_a_slow_float64_one_for_every_k(way, seed, n, step, data):
     k = data.draw(st.integers(1, n))
     x = unit_norm(randn(2, n, 7, seed=seed))
-    assert thin_by_matching(x, k, step=step).tolist() == [thin_slowly(unit.double(), k, step) for unit in x]
+    expected = [thin_slowly(unit.double(), k, step) for unit in x]
+    assert THINNERS[way](x, k, step).tolist() == expected
+    assert thin_by_matching(x, k, step=step).tolist() == expected
+
+
+@pytest.mark.parametrize(("length", "first", "patience"), [(1, 1, 1), (3, 2, 1), (5, 4, 10), (60, 4, 3), (2, 2, 1000)])
+def test_lists_of_any_length_and_age_thin_alike(monkeypatch, length, first, patience):
+    for name, value in (("LIST", length), ("FIRST", first), ("PATIENCE", patience)):
+        monkeypatch.setattr(matching, name, value)
+    near = unit_norm(randn(1, 80, 9) + 2 * randn(1, 80, 9)[:, torch.arange(80) % 7])  # clusters: many lists run out
+    for k in (0, 1, 7, 40, 79, 80):
+        expected = matching._thin_by_blocks(near, k, 3)
+        assert torch.equal(thin_by_lists(near, k, 3), expected)
+        assert torch.equal(matching._thin_by_mask(near, k, 3), expected)
+
+
+def test_many_tokens_on_a_cpu_are_thinned_by_lists_and_equal_ones_by_any(monkeypatch):
+    monkeypatch.setattr(matching, "FEW", 5)
+    x = torch.eye(3)[torch.arange(40) % 3][None]
+    expected = matching._thin_by_blocks(x, 4, 2)
+    monkeypatch.setattr(matching, "_thin_by_blocks", None)
+    monkeypatch.setattr(matching, "LIST", 4)
+    assert torch.equal(thin_by_matching(x.repeat(2, 1, 1), 4, step=2), expected.repeat(2, 1))
 
 
 def test_thinning_drops_the_twins_and_keeps_the_distinct():

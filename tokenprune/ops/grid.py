@@ -49,9 +49,13 @@ def sources_on_grid(grid: tuple[int, int, int], points: list[int]) -> Tensor:
     place = torch.stack(
         torch.meshgrid(torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij"), -1
     ).reshape(-1, 3)
-    place = place.float() * torch.tensor([float(rows + columns), 1.0, 1.0])  # any frame step outweighs the frame
-    distance = torch.cdist(place, place[points], compute_mode="donot_use_mm_for_euclid_dist")  # exact, so ties are ties
-    return len(points) - 1 - distance.flip(-1).argmin(-1)
+    place = place * torch.tensor([rows + columns, 1, 1])  # any frame step outweighs the frame
+    # |p - q|^2 - |p|^2 = |q|^2 - 2 p q: whole numbers, exact while their parts are below 2^24, so ties are ties
+    largest = (place.amax(0) ** 2).sum()
+    place = place.to(torch.float32 if largest < 2**22 else torch.float64)
+    last_first = place[points].flip(0)
+    distance = torch.addmm(last_first.square().sum(1), place, last_first.T, alpha=-2)
+    return len(points) - 1 - distance.argmin(-1)
 
 
 def interleave_crops(keep: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

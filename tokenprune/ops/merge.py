@@ -72,7 +72,7 @@ def add_weighted(features: Tensor, weights: Tensor, places: Tensor, others: Tens
         return features.new_zeros(g, 0, d, dtype=torch.float32)
     flat = features.float().reshape(g * n, d)
     offset = torch.arange(0, g * n, n, device=features.device)
-    result = flat[(places + offset[:, None]).flatten()]
+    result = flat.index_select(0, (places + offset[:, None]).flatten())
     if m > 0:
         bags = (others + offset[:, None, None]).view(-1, m)
         shares = weights.float().flatten()[bags]

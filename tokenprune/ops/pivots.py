@@ -23,14 +23,13 @@ def least_similar_to_pivots(x: Tensor, pivots: Tensor, counts: Tensor, taken: Te
     Returns:
         0, 1, 2, ... for the tokens in the order in which they were taken, N for all others.
 
-    Cost: p N c multiply-adds and p sorts of N; memory: a few floats per token.
+    Cost: p N c multiply-adds and p sorts of N; memory: p + a few floats per token.
     """
     n = x.shape[1]
     place, before = torch.full_like(taken, n, dtype=torch.long), torch.zeros_like(counts[:, :1])
     rank = torch.arange(n, device=x.device).expand(taken.shape)
-    for pivot, count in zip(pivots.unbind(1), counts.split(1, 1), strict=True):
-        dissimilarity = -torch.einsum("gnc,gc->gn", x, pivot)
-        order = top_k(dissimilarity.masked_fill(taken, -torch.inf), n)
+    for similarity, count in zip((pivots @ x.mT).unbind(1), counts.split(1, 1), strict=True):
+        order = top_k((-similarity).masked_fill(taken, -torch.inf), n)
         chosen = (rank < count) & ~taken.gather(1, order)
         place = place.scatter(1, order, torch.where(chosen, before + rank, place.gather(1, order)))
         taken = taken.scatter(1, order, chosen | taken.gather(1, order))

