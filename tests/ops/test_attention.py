@@ -35,14 +35,16 @@ def test_rows_under_a_mask_given_as_bool_or_added():
 
 @pytest.mark.parametrize("elements", [1, 200, 10**6])
 def test_columns_in_blocks_equal_the_whole_map(monkeypatch, elements):
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", elements)
+    for name in ("BLOCK_ELEMENTS", "CACHED_ELEMENTS"):
+        monkeypatch.setattr(attention, name, elements)
     torch.testing.assert_close(received_attention(Q, K, SCALE), maps().mean((1, 2)))
 
 
 @pytest.mark.parametrize("elements", [90, 10**6])
 def test_columns_count_the_queries_that_see_them(monkeypatch, elements):
     """Two images of 4 and 6 patches in one row: each is a map of its own."""
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", elements)
+    for name in ("BLOCK_ELEMENTS", "CACHED_ELEMENTS"):
+        monkeypatch.setattr(attention, name, elements)
     image = torch.tensor([0] * 4 + [1] * 6)
     mask = (image[:, None] == image)[None, None]
     found = received_attention(Q, K, SCALE, mask)
