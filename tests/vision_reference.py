@@ -1,14 +1,15 @@
-"""What reducing tokens inside a vision transformer means, as one plain loop over its blocks in float32.
+"""What reducing tokens inside a vision transformer means, as one plain loop over its blocks in float64.
 
-The linear layers, norms and MLPs are the model's; attention, its bias, rotary embedding, merging and restoring are
-written here. The blocks of an unwrapped model are replaced by stubs that answer what this loop computed, so that all
-the model makes of its blocks (pooling, heads, projectors, DeepStack) is the model's own.
+The linear layers, norms and MLPs are copies of the model's; attention, its bias, rotary embedding, merging and
+restoring are written here. The blocks of an unwrapped model are replaced by stubs that answer what this loop computed,
+so that all the model makes of its blocks (pooling, heads, projectors, DeepStack) is the model's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -64,8 +65,8 @@ class State:
             rows, sizes = [], []
             for place in range(len(kept)):
                 members = [token for token, to in enumerate(carrier) if to == place]
-                shares = weights[g, members].float()
-                total = (shares[:, None] * self.x[g, members].float()).sum(0)
+                shares = weights[g, members].double()
+                total = (shares[:, None] * self.x[g, members].double()).sum(0)
                 rows.append(total / shares.sum() if answer.average else total)
                 sizes.append(self.sizes[g, members].sum())
             carrier = [-1 if token < 0 else carrier[token] for token in self.source[g].tolist()]
@@ -156,7 +157,7 @@ class Rotary:
             return None
         prefix = total - len(cos)
         still = torch.ones(prefix, cos.shape[-1])
-        return cls(torch.cat([still, cos.float()]), torch.cat([0 * still, sin.float()]), halves)
+        return cls(torch.cat([still, cos.double()]), torch.cat([0 * still, sin.double()]), halves)
 
     def __getitem__(self, which: Any) -> Rotary:
         return replace(self, cos=self.cos[which], sin=self.sin[which])
@@ -194,13 +195,13 @@ def loop(
         segments: per block [N], who attends to whom (None: all do).
         ascending: survivors stay in the order they had, whatever order the policy gives.
     """
-    state, total, states = State.of(x.float()), x.shape[1] - prefix, []
+    state, total, states = State.of(x.double()), x.shape[1] - prefix, []
     where = list(range(len(blocks) if depth is None else depth)) if where is None else where
     wanted = dict(zip(where, policy.counts(len(where), total, grid), strict=True)) if policy is not None else {}
     for number, block in enumerate(blocks):
         parts = Parts(block)
         normed = parts.first(state.x)
-        q, k, v = (one.float() for one in parts.project(normed))
+        q, k, v = (one.double() for one in parts.project(normed))
         if rotary is not None:
             q, k = rotary.turned(q, state.places), rotary.turned(k, state.places)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -251,12 +252,13 @@ def reducing(
     """
     restored = list(range(len(blocks))) if restored is None else [i % len(blocks) for i in restored]
     calls: list[list[State]] = []
+    exact = [deepcopy(block).double() for block in blocks]
 
     def compute(hidden: Tensor, *args: Any, **given: Any) -> list[Tensor]:
         if any(isinstance(one, Tensor) for one in args) or given.get("attention_mask") is not None:
             raise NotImplementedError("tokens that are padding")
         rotary = Rotary.given(given, blocks[0], hidden.shape[1])
-        calls.append(loop(list(blocks), policy, hidden, rotary=rotary, **kwargs))
+        calls.append(loop(exact, policy, hidden, rotary=rotary, **kwargs))
         return [state.restored() if i in restored else state.x for i, state in enumerate(calls[-1])]
 
     with stubbed(blocks, compute):
@@ -276,6 +278,7 @@ def reducing_packed(
         kwargs: of `loop`.
     """
     calls: list[list[list[State]]] = []
+    exact = [deepcopy(block).double() for block in blocks]
 
     def compute(hidden: Tensor, *args: Any, **given: Any) -> list[Tensor]:
         rotary, bounds = Rotary.given(given, blocks[0], len(hidden)), given["cu_seqlens"]
@@ -288,7 +291,7 @@ def reducing_packed(
         for start, stop in pairwise(images):
             calls[-1].append(
                 loop(
-                    list(blocks),
+                    exact,
                     policy,
                     hidden[None, start:stop],
                     rotary=None if rotary is None else rotary[start:stop],

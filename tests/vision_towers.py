@@ -79,8 +79,13 @@ class Tower:
         return model.eval().to(dtype)
 
     def run(self, model: Any, inputs: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Everything the model answers, by name; of a batch of three by default."""
+        """Everything the model answers, by name; of a batch of three by default, in the precision of the model."""
+        dtype = next(model.parameters()).dtype
         inputs = self.inputs(3) if inputs is None else inputs
+        inputs = {
+            name: one.to(dtype) if torch.is_tensor(one) and one.is_floating_point() else one
+            for name, one in inputs.items()
+        }
         if not self.timm:
             return _flat(model(**inputs, output_hidden_states=True))
         pixels = inputs["pixel_values"]
