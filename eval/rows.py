@@ -27,7 +27,7 @@ def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy | In
     for name in list_policies():
         cls = get_policy(name)
         ours = cls.__module__.startswith("tokenprune.") and "image" in cls.kinds
-        if ours and cls.stage in STAGES and name != "none":
+        if ours and cls.stage in STAGES and name != "none" and not hasattr(cls, "trained"):
             rows |= _variants(name, cls, clip, seeds)
     return rows | inside_rows(seeds)
 

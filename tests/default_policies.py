@@ -14,6 +14,7 @@ from tokenprune.policies import (
     TRIM,
     CDPruner,
     CDPrunerOpenVINO,
+    CoViPAL,
     DivPrune,
     DyCoke,
     FasterVLM,
@@ -37,8 +38,29 @@ from tokenprune.policies import (
     VisPruner,
     ZooPrune,
 )
+from tokenprune.predictors import PruningModule
 from tokenprune.projection import Mlp, Projection
 from tokenprune.tokens import Tap, VisualTokens
+
+
+class AnyWidth(PruningModule):
+    """Of random weights, for features of any width: what a trained one does, without training one per family."""
+
+    def __init__(self):
+        super().__init__(width=8, hidden=8, layers=1, heads=2)
+
+    def forward(self, features, text, text_mask, grid=None):
+        def folded(x):
+            return F.adaptive_avg_pool1d(x.float().flatten(0, 1)[:, None], 8)[:, 0].view(*x.shape[:2], 8)
+
+        return super().forward(folded(features), folded(text), text_mask, grid)
+
+
+def covipal(**given):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CoViPAL(predictor=AnyWidth(), **given)
+
 
 # name -> factory; call it with keep=... (and per=..., rounding=...)
 POLICIES = {
@@ -53,6 +75,7 @@ POLICIES = {
     "cdpruner-theta": partial(CDPruner, theta=0.5),
     "cdpruner-openvino": CDPrunerOpenVINO,
     "cdpruner-openvino-full": partial(CDPrunerOpenVINO, split=False),
+    "covipal": covipal,
     "dart": DART,
     "mmtok": MMTok,
     "holov": HoloV,
@@ -201,6 +224,7 @@ BY_PLACE = {
     "prumerge-plus": "adds places at even steps",
     "uniform-frames": "takes places",
     "evs": "compares frames",
+    "covipal": "knows places",
     "vidcom2": "compares frames",
     "dycoke": "compares frames",
     "prunevid": "compares frames",

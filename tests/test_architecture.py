@@ -8,30 +8,32 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # folder in the checkout -> package once installed
 PACKAGES = {"tokenprune": "tokenprune", "adapters": "tokenprune.adapters", "eval": "tokenprune.eval", "demos": "demos"}
-LEAVES = ["errors", "budget", "projection", "tokens", "layers", "blocks", "registry", "report"]
+LEAVES = ["errors", "budget", "projection", "tokens", "layers", "blocks", "registry", "report", "fingerprint"]
 INPUT = ["readers", "video"]
-LIBRARY = [*LEAVES, *INPUT, "ops", "policies", "adapters", "stages", "wrap", ""]
+LIBRARY = [*LEAVES, *INPUT, "ops", "predictors", "policies", "adapters", "stages", "wrap", ""]
 # part of the library ("" is its __init__) -> parts it may import
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
     "ops": [*LEAVES, "ops"],
-    "policies": [*LEAVES, "ops", "policies"],
+    "predictors": [*LEAVES, "ops", "predictors"],
+    "policies": [*LEAVES, "ops", "predictors", "policies"],
     "adapters": [*LEAVES, "adapters"],
-    "stages": [*LEAVES, "ops", "policies", "adapters", "stages"],
-    "wrap": [*LEAVES, "ops", "policies", "adapters", "stages", "wrap"],
+    "stages": [*LEAVES, "ops", "predictors", "policies", "adapters", "stages"],
+    "wrap": [*LEAVES, "ops", "predictors", "policies", "adapters", "stages", "wrap"],
     "": LIBRARY,
     **{part: ["errors", "report", *INPUT] for part in (*INPUT, "view")},
     "view_merges": [*LIBRARY, "view", "view_merges"],
     "calibrate": [*LIBRARY, "calibrate"],
+    "learn": [*LIBRARY, "calibrate", "command", "learn"],
     "command": [*LIBRARY, "command"],
-    "train_cli": [*LIBRARY, "calibrate", "command", "train_cli"],
+    "train_cli": [*LIBRARY, "calibrate", "learn", "command", "train_cli"],
     "view_cli": [*LIBRARY, "command", "view", "view_merges", "view_cli"],
     "cli": [*LIBRARY, "command", "train_cli", "view_cli", "cli"],
     "__main__": ["cli"],
-    "eval": [*LIBRARY, "calibrate", "command", "eval"],
+    "eval": [*LIBRARY, "calibrate", "learn", "command", "eval"],
     "demos": ["", "cli", "eval", "view"],  # the public face only
 }
-TRANSFORMERS = {"adapters", "stages", "command", "video", "eval", "demos"}
+TRANSFORMERS = {"adapters", "stages", "learn", "command", "video", "eval", "demos"}
 
 SOURCES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 LIBRARY_SOURCES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("tokenprune", "adapters")]

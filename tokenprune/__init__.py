@@ -14,12 +14,14 @@ from .layers import Attention, Event, LayerTokens
 from .policies import (
     DART,
     EVS,
+    FTP,
     STA,
     TRIM,
     AdaptInfer,
     CDPruner,
     CDPrunerOpenVINO,
     ClipRelevance,
+    CoViPAL,
     Debiased,
     DivPrune,
     DyCoke,
@@ -55,6 +57,8 @@ from .policies import (
     Resize,
     ScheduledPolicy,
     Sensitivity,
+    SkipPolicy,
+    SkipTokens,
     SparseVLM,
     TextRelevance,
     ToMe,
@@ -72,15 +76,19 @@ from .policies import (
     debiased,
     mean_share,
 )
+from .policies.texts import ADTP, EncoderPolicy, TextFirst, TextNorm, TextRandom, TextTokens
 from .registry import get_policy, list_policies, register
-from .report import DecoderShape, EventReport, Report, UnitReport
+from .report import DecoderShape, EventReport, Report, SkipReport, UnitReport
+from .stages.encoder_report import EncoderReport
 from .tokens import Selection, Tap, VisualTokens
 from .video import Video, read_video
 from .wrap import Handle, wrap
 
 __all__ = [
+    "ADTP",
     "DART",
     "EVS",
+    "FTP",
     "STA",
     "TRIM",
     "AdaptInfer",
@@ -90,11 +98,14 @@ __all__ = [
     "CDPruner",
     "CDPrunerOpenVINO",
     "ClipRelevance",
+    "CoViPAL",
     "Debiased",
     "DecoderShape",
     "DivPrune",
     "DyCoke",
     "EViT",
+    "EncoderPolicy",
+    "EncoderReport",
     "Event",
     "EventReport",
     "FastV",
@@ -133,9 +144,16 @@ __all__ = [
     "ScheduledPolicy",
     "Selection",
     "Sensitivity",
+    "SkipPolicy",
+    "SkipReport",
+    "SkipTokens",
     "SparseVLM",
     "Tap",
+    "TextFirst",
+    "TextNorm",
+    "TextRandom",
     "TextRelevance",
+    "TextTokens",
     "ToMe",
     "Trend",
     "Uniform",

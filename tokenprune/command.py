@@ -144,7 +144,7 @@ def load(model: str, *, classifies: Classified = "", dtype: str = "auto", device
     except (RuntimeError, AssertionError) as error:
         raise InvalidArgumentError(f"device={device!r} cannot be used ({_line(error)}): try cpu.") from None
     disable_progress_bar()
-    with _sentences_about(model):
+    with sentences_about(model):
         config = transformers.AutoConfig.from_pretrained(model)
         if type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             kind = transformers.AutoModelForImageTextToText
@@ -171,7 +171,8 @@ def _obstacle(found: Classified, wanted: Classified) -> str:
 
 
 @contextmanager
-def _sentences_about(model: str):
+def sentences_about(model: str):
+    """Errors of loading it become sentences."""
     try:
         yield
     except ImportError as error:
@@ -255,7 +256,7 @@ def _clip_length(model: str) -> int | None:
     """Frames that a classifier of videos takes, None where it does not say."""
     from transformers import AutoConfig
 
-    with _sentences_about(model):
+    with sentences_about(model):
         return getattr(AutoConfig.from_pretrained(model), "num_frames", None)
 
 

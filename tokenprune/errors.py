@@ -12,8 +12,10 @@ __all__ = [
     "InvalidFeaturesError",
     "NotEngagedError",
     "PolicyError",
+    "PredictorError",
     "StaleCacheError",
     "TokenPruneError",
+    "TrainingError",
     "UnknownPolicyError",
     "UnsupportedModelError",
     "UnsupportedPolicyError",
@@ -57,6 +59,14 @@ class InvalidFeaturesError(TokenPruneError, ValueError):
 
 class PolicyError(TokenPruneError, RuntimeError):
     """A policy answered something that is no selection of its input."""
+
+
+class PredictorError(TokenPruneError, ValueError):
+    """A trained module cannot be loaded, or belongs to another model."""
+
+
+class TrainingError(TokenPruneError, RuntimeError):
+    """A training cannot go on; what it saved last stays."""
 
 
 class StaleCacheError(TokenPruneError, RuntimeError):

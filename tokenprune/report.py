@@ -258,14 +258,81 @@ class Report:
                 f"  estimated tower {_si(cost['tower_flops_dense'])}FLOP -> {_si(cost['tower_flops_pruned'])}FLOP"
             )
         if "kv_bytes_dense" in cost:
-            lines.append(
-                f"  estimated prefill {_si(cost['prefill_flops_dense'])}FLOP -> "
-                f"{_si(cost['prefill_flops_pruned'])}FLOP, KV cache {_si(cost['kv_bytes_dense'])}B -> "
-                f"{_si(cost['kv_bytes_pruned'])}B"
-            )
+            lines.append(_cost_line(cost))
         if self.selection_ms is not None:
             lines.append(f"  selection {self.selection_ms:.2f} ms")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SkipReport:
+    """What the last prompt did whose tokens skip blocks of the language model; `str(report)` is a table.
+
+    Attributes:
+        policy: as text.
+        lengths: tokens of each prompt, padding left out; empty if there was no prompt yet.
+        computed: per block and prompt, tokens that it computed.
+        kept: [blocks, B, L] bool on the CPU, which these are; None if there was no prompt yet.
+        shape: sizes of the decoder, None where its config does not name them.
+        rows: of attention read in every block for the choice, and `router`: numbers of the module that chose.
+    """
+
+    policy: str
+    lengths: list[int] = field(default_factory=list)
+    computed: list[list[int]] = field(default_factory=list)
+    kept: Tensor | None = field(default=None, repr=False)
+    shape: DecoderShape | None = None
+    rows: int = 0
+    router: int = 0
+
+    @property
+    def total(self) -> int:
+        """Pairs (token, block)."""
+        return sum(self.lengths) * len(self.computed)
+
+    @property
+    def skipped(self) -> int:
+        """Pairs that were not computed."""
+        return self.total - sum(map(sum, self.computed))
+
+    def cost(self) -> dict[str, int] | None:
+        """Estimated FLOPs of the prompt and bytes of its KV cache, dense and as it was, the choice included."""
+        if self.shape is None:
+            return None
+        dense = [n for n in self.lengths for _ in self.computed]
+        done = [n for block in self.computed for n in block]
+        choice = 2 * sum(self.rows * self.shape.query * n for n in done) + 2 * self.router * sum(dense)
+        return {
+            "prefill_flops_dense": sum(self.shape.flops(n, 1) for n in dense),
+            "prefill_flops_pruned": sum(self.shape.flops(n, 1) for n in done) + choice,
+            "kv_bytes_dense": sum(self.shape.kv_bytes(n, 1) for n in dense),
+            "kv_bytes_pruned": sum(self.shape.kv_bytes(n, 1) for n in done),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and strings: ready for JSON."""
+        names = ("policy", "lengths", "computed", "skipped", "total")
+        return {**{name: getattr(self, name) for name in names}, "stage": "skip", "cost": self.cost()}
+
+    def __str__(self) -> str:
+        head = f"{self.policy} at stage skip, positions original"
+        if not self.total:
+            return f"{head}\n  no prompt yet: nothing was skipped"
+        share = 100 * self.skipped / self.total
+        lines = [head, f"  skipped {self.skipped}/{self.total} pairs of token and block ({share:.1f} %)"]
+        for i, n in enumerate(self.lengths):
+            blocks = " ".join(str(block[i]) for block in self.computed)
+            lines.append(f"  sample {i}  {n} tokens, computed in each block: {blocks}")
+        if (cost := self.cost()) is not None:
+            lines.append(_cost_line(cost))
+        return "\n".join(lines)
+
+
+def _cost_line(cost: dict[str, int]) -> str:
+    return (
+        f"  estimated prefill {_si(cost['prefill_flops_dense'])}FLOP -> {_si(cost['prefill_flops_pruned'])}FLOP, "
+        f"KV cache {_si(cost['kv_bytes_dense'])}B -> {_si(cost['kv_bytes_pruned'])}B"
+    )
 
 
 def _tower_lines(towers: list[TowerReport]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`tokenprune train debias | schedule`."""
+"""`tokenprune train debias | schedule | covipal | adtp | ftp`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,139 @@ def schedule(
         f"layer {layer} keeps {keep:.1%}" for layer, keep in zip(found["layers"], found["keeps"], strict=True)
     )
     typer.echo(f"{out}: {steps}, {found['samples']} prompts")
+
+
+@train.command()
+@one_sentence()
+def covipal(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Option(
+            help='"shapes", "easy_vqa", or a file with a line {"image": path, "question": ..., "answer": ...} each.'
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the module; an unfinished training there goes on.")] = Path(
+        "covipal"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 1500,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step, in every process.")] = 16,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches a step.")] = 1,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    hidden: Annotated[int, typer.Option(help="Width of the module; 0: half of the model's, at most 512.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the module and the budgets.")] = 0,
+    bf16: Annotated[bool, typer.Option(help="Autocast to bfloat16.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "",
+) -> None:
+    """Train a module that chooses visual tokens by picture and question, for few tokens.
+
+    Use it with CoViPAL(predictor="covipal", keep=0.05), or with
+    tokenprune run --policy covipal --set predictor=covipal.
+    """
+    from .learn import Plan, Recipe, examples, train_covipal
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+    given = examples(data)
+    plan = Plan(steps=steps, rate=rate, accumulate=accumulate, seed=seed, save_every=save_every, bf16=bf16)
+    loaded, processor = load(model, dtype=dtype, device=device)
+    recipe = Recipe(batch=batch, hidden=hidden or None)
+    _, facts = train_covipal(loaded, processor, given, out, plan=plan, recipe=recipe, data=data)
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())
+    typer.echo(
+        f"{out}: {facts['parameters']:,} parameters, {facts['seconds'] / 60:.1f} minutes, {facts['extra_mib']:.0f} MiB "
+        f"beside the frozen model; at the last step {losses}"
+    )
+
+
+@train.command()
+@one_sentence()
+def adtp(
+    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of a BERT-type encoder of texts.")],
+    data: Annotated[str, typer.Option(help='"pydoc", or a file with a text in every line.')],
+    out: Annotated[Path, typer.Option(help="Folder of the predictors; an unfinished training there goes on.")] = Path(
+        "adtp"
+    ),
+    pool: Annotated[str, typer.Option(help="What makes an embedding: mean of tokens, or first; heads know.")] = "mean",
+    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 520,
+    batch: Annotated[int, typer.Option(min=1, help="Texts a step that runs the encoder, in every process.")] = 8,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    hidden: Annotated[int, typer.Option(help="Width of the predictors.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Of a text at most; what is longer is cut.")] = 128,
+    price: Annotated[float, typer.Option(help="Of a token kept, in distance of the answer: less keeps more.")] = 0.3,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the predictors and the draws.")] = 0,
+    device: Device = "",
+) -> None:
+    """Train what chooses which tokens of a text an encoder reads, and how many, without labels.
+
+    Use it with wrap(model, ADTP(predictor="adtp")), or ADTP(predictor="adtp", ratio=0.25).
+    """
+    from .learn import Plan
+    from .learn.adtp import SaliencyRecipe, train_adtp
+    from .learn.encoders import load_encoder, read_texts
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+    texts = read_texts(data)
+    plan = Plan(steps=steps, rate=rate, seed=seed, save_every=save_every)
+    recipe = SaliencyRecipe(batch=batch, hidden=hidden, tokens=tokens, price=price, pool=pool)
+    loaded, tokenizer = load_encoder(model, device)
+    _, facts = train_adtp(loaded, tokenizer, texts, out, plan=plan, recipe=recipe, data=data)
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())
+    typer.echo(
+        f"{out}: {facts['parameters']:,} parameters, {facts['of']} texts, {facts['seconds'] / 60:.1f} minutes; at the "
+        f"last step {losses}"
+    )
+
+
+@train.command()
+@one_sentence()
+def ftp(
+    model: Annotated[str, typer.Option(help="Checkpoint folder or hub id of a decoder-only language model.")],
+    data: Annotated[str, typer.Option(help='"pydoc", or a file with a text in every line.')],
+    out: Annotated[Path, typer.Option(help="Folder of the router; an unfinished training there goes on.")] = Path(
+        "ftp"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 120,
+    batch: Annotated[int, typer.Option(min=1, help="Texts a step, in every process.")] = 1,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-3,
+    prompt: Annotated[int, typer.Option(min=4, help="Tokens of a text that may skip blocks.")] = 80,
+    answer: Annotated[int, typer.Option(min=1, help="Tokens behind them, to be predicted as by the whole model.")] = 32,
+    most: Annotated[float, typer.Option(help="Largest mean share of pairs (token, block) to skip.")] = 0.4,
+    whole: Annotated[int, typer.Option(min=0, help="First blocks that no token skips.")] = 4,
+    generations: Annotated[int, typer.Option(min=0, help="Of the search for every block's share.")] = 4,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the router, the search and the draws.")] = 0,
+    device: Device = "",
+) -> None:
+    """Search how many tokens skip each block of a language model, and train what chooses which.
+
+    Use it with wrap(model, FTP(predictor="ftp", sparsity=0.2)).
+    """
+    from .learn import Plan
+    from .learn.decoders import load_decoder
+    from .learn.encoders import read_texts
+    from .learn.ftp import RouterRecipe, train_ftp
+    from .learn.ftp_schedule import Search, search_schedules
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+    texts = read_texts(data)
+    plan = Plan(steps=steps, rate=rate, seed=seed, save_every=save_every)
+    recipe = RouterRecipe(batch=batch, prompt=prompt, answer=answer, sparsities=(most / 4, most))
+    search = Search(generations=generations, prompt=prompt, answer=answer, whole=whole, seed=seed)
+    loaded, tokenizer = load_decoder(model, device)
+    schedules, found = search_schedules(loaded, tokenizer, texts, (most / 2, most), search=search)
+    _, facts = train_ftp(loaded, tokenizer, texts, out, plan=plan, schedules=schedules, recipe=recipe, data=data)
+    lost = ", ".join(f"{one['sparsity']:.0%} skipped {one['kl']:.3f}" for one in found["found"])
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())
+    typer.echo(
+        f"{out}: {facts['parameters']:,} parameters, {facts['seconds'] / 60:.1f} minutes; oldest first {lost} (KL); at "
+        f"the last step {losses}"
+    )
 
 
 class Batches:

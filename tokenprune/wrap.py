@@ -19,17 +19,24 @@ from .errors import (
     UnsupportedPolicyError,
     nearest,
 )
+from .fingerprint import check_fingerprint
 from .policies import Policy, ProjectorPolicy
+from .policies.encoder import EncoderPolicy
 from .policies.layer import LayerPolicy
+from .policies.skipping import SkipPolicy
 from .policies.vision import VisionPolicy
 from .registry import get_policy
-from .report import Report
+from .report import Report, SkipReport
+from .stages.encoder import EncoderStage, find_encoder
+from .stages.encoder_report import EncoderReport
 from .stages.hook import Hook
 from .stages.outcome import Options
 from .stages.parts import Parts, find_parts, unwrapped
 from .stages.plain import PlainParts, PlainStages, find_plain, is_bare
 from .stages.positions import NO_COMPACT
 from .stages.runtime import Stages
+from .stages.skip import SkipStage
+from .stages.skip_parts import find_skip_parts
 from .tokens import looks_inside
 
 POSITIONS = ("original", "compact")
@@ -47,7 +54,7 @@ class Handle:
             padding; None where not known.
     """
 
-    def __init__(self, stage: Stages | PlainStages):
+    def __init__(self, stage: Stages | PlainStages | SkipStage | EncoderStage):
         self._stage = stage
 
     @property
@@ -79,14 +86,22 @@ class Handle:
             raise InvalidArgumentError(
                 f"{name} is about prompts, and a vision transformer by itself has none: drop it."
             )
+        if isinstance(self._stage, (SkipStage, EncoderStage)):
+            raise InvalidArgumentError(
+                f"{name} is about visual tokens, and policy={self._stage.policy.name!r} is about all tokens: drop it."
+            )
         return self._stage
 
     @property
     def policies(self) -> list[Policy]:
         return list(self._stage.every_policy)
 
-    def report(self) -> Report:
-        """What the last forward with visual tokens did: kept/total per unit, where, and what it saved."""
+    def report(self) -> Report | SkipReport | EncoderReport:
+        """What the last forward with visual tokens did: kept/total per unit, where, and what it saved.
+
+        Of policies of stage "skip" what the last prompt did: skipped/total pairs of token and block. Of those of stage
+        "encoder" kept/total tokens of the last texts.
+        """
         return self._stage.report()
 
     def remove(self) -> None:
@@ -126,7 +141,8 @@ def wrap(
 
     Args:
         model: a loaded transformers vision-language model, or a vision transformer (of transformers or timm) for
-            policies of stage "vision". Its attention implementation stays as it is.
+            policies of stage "vision", or a language model for those of stage "skip", or a BERT-type encoder of texts
+            for those of stage "encoder". Its attention implementation stays as it is.
         policy: a registered name (`tokenprune.list_policies()`), a policy, or a list of them, applied in order;
             one inside the vision tower before those in front of the language model, these before those inside of it.
         keep: budget of the policies that have none of their own: an int (tokens) or a float in (0, 1] (share).
@@ -144,7 +160,8 @@ def wrap(
         restore: what a language model reads of a tower whose tokens a policy merged. True: as many tokens as ever, a
             copy for each of those merged, so that each counts for its size. False: the tokens left, at the positions
             where they stood, each counting for one; only where the projector makes one token of one patch. None: True
-            for policies that merge, False for those that drop, which have no copies.
+            for policies that merge, False for those that drop, which have no copies. Of stage "encoder": see
+            `stages.encoder`; None is True there.
         tokenizer: the model's tokenizer, for policies that need the instruction as text.
         timing: measure the selection (synchronises the device), for `report()`.
 
@@ -156,6 +173,7 @@ def wrap(
         UnknownPolicyError: no policy of this name.
         UnsupportedModelError: the model cannot be pruned; the message says why.
         UnsupportedPolicyError: the model lacks what a policy needs.
+        PredictorError: a policy's trained module belongs to another model.
         AlreadyWrappedError: the model is wrapped already, or a forward of it is running.
 
     `torch.compile(model.forward)` after `wrap` works (with graph breaks at the prefill); compiled code made before is
@@ -178,8 +196,12 @@ def wrap(
     )
     inner = unwrapped(model)
     known = lookup(getattr(getattr(inner, "config", None), "model_type", None)) is not None
-    if not known and (plain := find_plain(inner)) is not None:
-        stage: Stages | PlainStages = _plain_stages(plain, policies, options)
+    if any(isinstance(one, SkipPolicy) for one in policies):
+        stage: Stages | PlainStages | SkipStage | EncoderStage = _skip_stage(model, policies, options)
+    elif any(isinstance(one, EncoderPolicy) for one in policies):
+        stage = _encoder_stage(model, policies, options)
+    elif not known and (plain := find_plain(inner)) is not None:
+        stage = _plain_stages(plain, policies, options)
     elif not known and all(isinstance(one, VisionPolicy) for one in policies) and is_bare(inner):
         raise UnsupportedModelError(
             f"model={type(inner).__name__} has no blocks that tokens can leave: give a vision transformer whose blocks "
@@ -223,6 +245,42 @@ def _plain_stages(parts: PlainParts, policies: list[Policy], options: Options) -
     return PlainStages(parts, policies[0])
 
 
+def _alone(kind: type[Policy], policies: list[Policy], options: Options, *, but: str = "") -> Policy:
+    """The policy of a kind that takes no other beside it, and no option but one."""
+    policy = next(one for one in policies if isinstance(one, kind))
+    if len(policies) > 1:
+        raise InvalidArgumentError(
+            f"policy has {', '.join(repr(one.name) for one in policies)}, and {policy.name!r} works alone: drop the "
+            "others."
+        )
+    for one in fields(options):
+        if (value := getattr(options, one.name)) != one.default and one.name != but:
+            raise InvalidArgumentError(f"{one.name}={value!r} says nothing to {policy.name!r}: drop it.")
+    return policy
+
+
+def _skip_stage(model: Any, policies: list[Policy], options: Options) -> SkipStage:
+    """Of a policy by which tokens skip blocks of a language model."""
+    policy = _alone(SkipPolicy, policies, options)
+    parts = find_skip_parts(model)
+    _check_free(type(parts.model).__name__, parts.outer, (parts.model, parts.outer, parts.decoder))
+    if policy.trained is not None:
+        check_fingerprint(policy.trained.base, parts.model, policy.name)
+    return SkipStage(parts, policy)
+
+
+def _encoder_stage(model: Any, policies: list[Policy], options: Options) -> EncoderStage:
+    """Of a policy that drops tokens of texts in front of an encoder."""
+    policy = _alone(EncoderPolicy, policies, options, but="restore")
+    if policy.ratio is None and not policy.adaptive:
+        raise InvalidArgumentError(f"ratio=None leaves {policy.name!r} without a budget: give a share in (0, 1].")
+    parts = find_encoder(model)
+    _check_free(type(parts.model).__name__, parts.encoder, parts.entered)
+    if policy.trained is not None:
+        check_fingerprint(policy.trained.base, parts.model, policy.name)
+    return EncoderStage(parts, policy, restore=options.restore is not False)
+
+
 def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole | None) -> list[Policy]:
     """Policies with their budgets filled in; the caller's objects are left alone."""
     several = [policy] if isinstance(policy, (str, Policy)) else policy
@@ -236,7 +294,7 @@ def _policies(policy: Any, keep: int | float | None, per: Unit | None, of: Whole
             one = get_policy(one)()
         if isinstance(one, type) or not isinstance(one, Policy):
             raise InvalidArgumentError(f"policy={one!r} is no policy: give a registered name or a policy object.")
-        if not isinstance(one, (VisionPolicy, ProjectorPolicy, LayerPolicy)):
+        if not isinstance(one, (VisionPolicy, ProjectorPolicy, LayerPolicy, SkipPolicy, EncoderPolicy)):
             raise InvalidArgumentError(
                 f"policy={one.name!r} works at stage {one.stage!r}, where wrap has no part: see `tokenprune show "
                 f"{one.name}` for how to use it."
@@ -294,6 +352,8 @@ def _check_free(kind: str, hooked: nn.Module, modules: Sequence[nn.Module]) -> N
 def _check_needs(policies: list[Policy], parts: Parts, positions: str | None) -> None:
     """What can be known before the first forward."""
     for one in policies:
+        if (trained := getattr(one, "trained", None)) is not None:
+            check_fingerprint(trained.base, parts.model, one.name)
         if looks_inside(one.needs) and parts.adapter.patches is None:
             raise UnsupportedPolicyError(
                 f"policy={one.name!r} needs the tower features of each visual token, and {parts.adapter.model_type!r} "

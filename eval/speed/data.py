@@ -125,13 +125,13 @@ def projector_policies(kind: str) -> dict[str, Callable[[int], Policy]]:
     """Name -> maker of every policy of ours in front of the language model, by its budget.
 
     Args:
-        kind: "image": those that take images. "video": those that take videos only.
+        kind: "image": those that take images. "video": those that take videos only. None that needs training.
     """
     found = {}
     for name in list_policies():
         cls = get_policy(name)
         ours = cls.__module__.startswith("tokenprune.") and cls.stage == "projector" and name != "none"
-        if ours and kind == ("image" if "image" in cls.kinds else "video"):
+        if ours and not hasattr(cls, "trained") and kind == ("image" if "image" in cls.kinds else "video"):
             found[name] = partial(_made, cls, FASTER.get(name, {}))
     return found
 

@@ -15,6 +15,6 @@ def policies() -> list[str]:
     for name in list_policies():
         cls = get_policy(name)
         ours = cls.__module__.startswith("tokenprune.") and "image" in cls.kinds and cls.stage in STAGES
-        if ours and name not in OTHERS:
+        if ours and name not in OTHERS and not hasattr(cls, "trained"):
             found.append(name)
     return found

@@ -84,12 +84,13 @@ def check(selection, g, n, k):
 
 
 def test_the_list_holds_every_registered_policy():
-    """But those of other stages: "processor" sees pixels only, "layer" and "vision" have lists of their own."""
+    """But those of other stages: "processor" sees pixels only, "layer" and "vision" have lists of their own, "skip" and
+    "encoder" are about all tokens."""
     stages = {name: registry.get_policy(name).stage for name in registry.list_policies()}
     assert {factory().name for factory in POLICIES.values()} == {
         name for name, stage in stages.items() if stage == "projector"
     }
-    assert set(stages.values()) <= {"projector", "processor", "layer", "vision"}
+    assert set(stages.values()) <= {"projector", "processor", "layer", "vision", "skip", "encoder"}
     assert set(BY_PLACE) <= set(POLICIES)
 
 

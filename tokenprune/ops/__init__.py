@@ -5,6 +5,7 @@ from .bipartite import bipartite_match
 from .chains import chain_map, chain_similarity
 from .coverage import greedy_coverage
 from .density import centre_weights, density_peaks, density_scores, nearest_centre, recycled_map
+from .dither import ordered_dither
 from .draw import draw
 from .folding import fold_into_nearest
 from .frames import best_of_each, frame_change, similarity_cuts, true_places
@@ -39,6 +40,7 @@ from .temporal import (
     tokens_by_segment,
     weakest_step,
 )
+from .texts import inner_tokens, keep_best, tokens_left
 from .transition import carried_on
 from .variance import runs, similarity_variance
 from .words import block_rank, pack, word_relevance
@@ -71,10 +73,12 @@ __all__ = [
     "greedy_dpp",
     "greedy_max_min",
     "image_extremes",
+    "inner_tokens",
     "interleave_crops",
     "interleave_dominant",
     "join_heads",
     "join_segments",
+    "keep_best",
     "least_similar_to_pivots",
     "loosen",
     "mean_cosine",
@@ -87,6 +91,7 @@ __all__ = [
     "nearest_neighbours",
     "nearest_other",
     "nearest_target",
+    "ordered_dither",
     "pack",
     "points_on_grid",
     "quotas",
@@ -109,6 +114,7 @@ __all__ = [
     "summary_map",
     "thin_by_matching",
     "tokens_by_segment",
+    "tokens_left",
     "top_k",
     "true_places",
     "unit_norm",

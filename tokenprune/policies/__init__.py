@@ -1,10 +1,12 @@
 """One file per method; importing this package registers them all."""
 
+from . import texts as texts
 from .adaptinfer import AdaptInfer
 from .base import Policy, ProjectorPolicy
 from .baselines import NoPruning, Norm, Pool, Random, Uniform
 from .cdpruner import CDPruner
 from .cdpruner_openvino import CDPrunerOpenVINO
+from .covipal import CoViPAL
 from .dart import DART
 from .debias import DebiasedScore, debiased
 from .debiasing import Debiased
@@ -17,6 +19,7 @@ from .fastv import FastV
 from .fastvid import FastVID
 from .frame_features import FrameClassToken, FrameMean
 from .framefusion import FrameFusion
+from .ftp import FTP
 from .himap import HiMAP
 from .hiprune import HiPrune
 from .holitom import HoliTom
@@ -35,6 +38,7 @@ from .relevance import ClipRelevance, TextRelevance
 from .resize import Resize
 from .schedule import ScheduledPolicy
 from .sensitivity import Sensitivity
+from .skipping import SkipPolicy, SkipTokens
 from .sparsevlm import SparseVLM
 from .sta import STA
 from .tome import ToMe
@@ -51,12 +55,14 @@ from .zooprune import ZooPrune
 __all__ = [
     "DART",
     "EVS",
+    "FTP",
     "STA",
     "TRIM",
     "AdaptInfer",
     "CDPruner",
     "CDPrunerOpenVINO",
     "ClipRelevance",
+    "CoViPAL",
     "Debiased",
     "DebiasedScore",
     "DivPrune",
@@ -93,6 +99,8 @@ __all__ = [
     "Resize",
     "ScheduledPolicy",
     "Sensitivity",
+    "SkipPolicy",
+    "SkipTokens",
     "SparseVLM",
     "TextRelevance",
     "ToMe",
