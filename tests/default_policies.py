@@ -57,7 +57,7 @@ class AnyWidth(PruningModule):
 
 
 def covipal(**given):
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return CoViPAL(predictor=AnyWidth(), **given)
 

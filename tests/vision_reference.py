@@ -240,6 +240,16 @@ def loop(
     return states
 
 
+def _exact(block: nn.Module) -> nn.Module:
+    """The block in float64, its gradients reaching the parameters of the block itself."""
+    copy = deepcopy(block).double()
+    for path, own in block.named_parameters():
+        module, _, name = path.rpartition(".")
+        del copy.get_submodule(module)._parameters[name]
+        setattr(copy.get_submodule(module), name, own.double())
+    return copy
+
+
 @contextmanager
 def reducing(
     blocks: nn.ModuleList, policy: Any, *, restored: list[int] | None = None, **kwargs: Any
@@ -252,7 +262,7 @@ def reducing(
     """
     restored = list(range(len(blocks))) if restored is None else [i % len(blocks) for i in restored]
     calls: list[list[State]] = []
-    exact = [deepcopy(block).double() for block in blocks]
+    exact = [_exact(block) for block in blocks]
 
     def compute(hidden: Tensor, *args: Any, **given: Any) -> list[Tensor]:
         if any(isinstance(one, Tensor) for one in args) or given.get("attention_mask") is not None:
@@ -278,7 +288,7 @@ def reducing_packed(
         kwargs: of `loop`.
     """
     calls: list[list[list[State]]] = []
-    exact = [deepcopy(block).double() for block in blocks]
+    exact = [_exact(block) for block in blocks]
 
     def compute(hidden: Tensor, *args: Any, **given: Any) -> list[Tensor]:
         rotary, bounds = Rotary.given(given, blocks[0], len(hidden)), given["cu_seqlens"]
