@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from .. import ClipRelevance, Policy, get_policy, list_policies
+from .. import ClipRelevance, Policy
 from .inside import Inside, inside_rows
+from .training_free import training_free
 
 STAGES = ("projector", "processor")
 PIXELS = 8  # along a side of one visual token of the embedded model
@@ -24,10 +25,8 @@ def configurations(clip: tuple | None, seeds: int) -> dict[str, list[Policy | In
         seeds: of the random policy.
     """
     rows: dict[str, list[Policy | Inside]] = {}
-    for name in list_policies():
-        cls = get_policy(name)
-        ours = cls.__module__.startswith("tokenprune.") and "image" in cls.kinds
-        if ours and cls.stage in STAGES and name != "none" and not hasattr(cls, "trained"):
+    for name, cls in training_free().items():
+        if "image" in cls.kinds and cls.stage in STAGES and name != "none":
             rows |= _variants(name, cls, clip, seeds)
     return rows | inside_rows(seeds)
 

@@ -26,8 +26,6 @@ from .. import (
     ProjectorPolicy,
     Selection,
     VisualTokens,
-    get_policy,
-    list_policies,
     wrap,
 )
 from ..errors import InputError, PolicyError
@@ -39,6 +37,7 @@ from . import shapes
 from .allocations import MIB, Allocations
 from .files import written
 from .shapes.scenes import SIZE
+from .training_free import training_free
 from .video_asking import PIXELS
 from .video_rows import IMAGES, ONE
 
@@ -67,12 +66,11 @@ def footage() -> dict[str, Path]:
 def content_policies() -> dict[str, ProjectorPolicy]:
     """Row -> policy whose choice depends on what is seen; with "strict" its own count."""
     found = {}
-    for name in list_policies():
-        cls = get_policy(name)
-        ours = cls.__module__.startswith("tokenprune.") and cls.stage == "projector" and "image" not in cls.kinds
-        if (ours and cls().needs) or name in IMAGES:
+    for name, cls in training_free("projector").items():
+        on_videos = "image" not in cls.kinds
+        if (on_videos and cls().needs) or name in IMAGES:
             found[name] = cls()
-            if any(one.name == "strict_paper" for one in fields(cls)) and ours:
+            if on_videos and any(one.name == "strict_paper" for one in fields(cls)):
                 found[f"{name}, strict"] = cls(strict_paper=True)
     return found
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from .. import DecoderShape, FrameFusion, LayerPolicy, Policy, ProjectorPolicy, at_mean, get_policy, list_policies
+from .. import DecoderShape, FrameFusion, LayerPolicy, Policy, ProjectorPolicy, at_mean
 from .accuracy import configuration
 from .asking import Pruned, Stacked, Way
 from .inside import Inside
+from .training_free import training_free
 
 KEEPS = (0.5, 0.25, 0.1)
 DENSE, RANDOM, FRAMES = "dense", "random", "uniform-frames"
@@ -96,8 +97,7 @@ class MeanShare(Inner):
 
 def video_rows(seeds: int) -> dict[str, Row]:
     """Row -> what is measured."""
-    known = {name: get_policy(name) for name in list_policies()}
-    ours = {name: cls for name, cls in known.items() if cls.__module__.startswith("tokenprune.")}
+    ours = training_free()
     on_videos = [name for name, cls in ours.items() if cls.stage == "projector" and "image" not in cls.kinds]
     several = {RANDOM: [ours[RANDOM](seed=seed) for seed in range(seeds)]}
     rows = {

@@ -21,11 +21,12 @@ from rich.progress import track
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
-from .. import DecoderShape, Policy, ProjectorPolicy, VisualTokens, get_policy, list_policies
+from .. import DecoderShape, Policy, ProjectorPolicy, VisualTokens
 from ..errors import PolicyError
 from ..tokens import Tap
 from .clock import machine
 from .files import at_least, indented, publish
+from .training_free import training_free
 from .video_rows import BASELINES, IMAGES
 
 LAYERS, WIDTH, INNER, HEADS, KEY_VALUE = 24, 896, 4864, 14, 2
@@ -101,9 +102,8 @@ def footage(size: Size) -> VisualTokens:
 
 def policies() -> dict[str, ProjectorPolicy]:
     """Those that compare frames, the baselines, and some for images."""
-    known = {name: get_policy(name) for name in list_policies()}
-    ours = [n for n, cls in known.items() if cls.__module__.startswith("tokenprune.") and cls.stage == "projector"]
-    compare = [name for name in ours if "image" not in known[name].kinds]
+    known = training_free("projector")
+    compare = [name for name, cls in known.items() if "image" not in cls.kinds]
     return {name: known[name](keep=KEEP) for name in dict.fromkeys((*BASELINES, *IMAGES, *compare))}
 
 

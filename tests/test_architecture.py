@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"tokenprune": "tokenprune", "adapters": "tokenprune.adapters", "eval": "tokenprune.eval", "demos": "demos"}
 LEAVES = ["errors", "budget", "projection", "tokens", "layers", "blocks", "registry", "report", "fingerprint"]
 INPUT = ["readers", "video"]
+LOADING = ["checkpoints", "encoding"]
 LIBRARY = [*LEAVES, *INPUT, "ops", "predictors", "policies", "adapters", "stages", "wrap", ""]
 # part of the library ("" is its __init__) -> parts it may import
 MAY_IMPORT = {
@@ -24,16 +25,17 @@ MAY_IMPORT = {
     **{part: ["errors", "report", *INPUT] for part in (*INPUT, "view")},
     "view_merges": [*LIBRARY, "view", "view_merges"],
     "calibrate": [*LIBRARY, "calibrate"],
-    "learn": [*LIBRARY, "calibrate", "command", "learn"],
-    "command": [*LIBRARY, "command"],
-    "train_cli": [*LIBRARY, "calibrate", "learn", "command", "train_cli"],
+    **{part: ["errors", "video"] for part in LOADING},
+    "learn": [*LIBRARY, *LOADING, "calibrate", "learn"],
+    "command": [*LIBRARY, *LOADING, "command"],
+    "train_cli": [*LIBRARY, *LOADING, "calibrate", "learn", "command", "train_cli"],
     "view_cli": [*LIBRARY, "command", "view", "view_merges", "view_cli"],
     "cli": [*LIBRARY, "command", "train_cli", "view_cli", "cli"],
     "__main__": ["cli"],
-    "eval": [*LIBRARY, "calibrate", "learn", "command", "eval"],
+    "eval": [*LIBRARY, *LOADING, "calibrate", "learn", "command", "eval"],
     "demos": ["", "cli", "eval", "view"],  # the public face only
 }
-TRANSFORMERS = {"adapters", "stages", "learn", "command", "video", "eval", "demos"}
+TRANSFORMERS = {"adapters", "stages", "learn", "checkpoints", "command", "video", "eval", "demos"}
 
 SOURCES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
 LIBRARY_SOURCES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("tokenprune", "adapters")]

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from tokenprune import cli, command
+from tokenprune import cli, command, encoding
 from tokenprune.errors import InputError, InvalidArgumentError, UnsupportedModelError
 from tokenprune.eval.shapes import MOTION_CHECKPOINT, VIT_CHECKPOINT
 from tokenprune.registry import list_policies
@@ -236,7 +236,7 @@ class Processor:
 
 
 def test_a_prompt_gets_its_placeholders():
-    put = command.with_placeholders
+    put = encoding.with_placeholders
     assert put(Processor(), "why?", images=2) == "<image><image>\nwhy?"
     assert put(Processor(), "why?", images=1, videos=2) == "<image><video><video>\nwhy?"
     assert put(Processor(), "<image> why?", images=1) == "<image> why?"

@@ -11,7 +11,7 @@ from tests import clips, processors
 from tests.families import BY_NAME
 from tests.families.base import IMAGE
 from tokenprune import cli, read_video, wrap
-from tokenprune.command import encode, frames_are_images
+from tokenprune.encoding import encode, frames_are_images
 from tokenprune.errors import InputError, UnsupportedModelError
 
 QUESTION = "what moves ?"

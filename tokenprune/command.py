@@ -10,11 +10,13 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import InputError, InvalidArgumentError, TokenPruneError, UnsupportedModelError, nearest
+from .checkpoints import Classified, load, sentences_about
+from .encoding import encode, encode_plain, frames_are_images
+from .errors import InvalidArgumentError, TokenPruneError, nearest
 from .readers import open_image
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ USER_ERROR = 2  # exit code
 SCHEDULES = {"keeps", "r", "keep_rate"}  # fields that say how many tokens stay, instead of a budget
 LONGEST_EDGE = 1024  # pixels of a frame: about as many as video models read of one
 
-Classified = Literal["", "images", "videos"]
 ModelName = Annotated[str, typer.Option(help="Checkpoint folder or hub id of a vision-language model.")]
 Frames = Annotated[int | None, typer.Option(help="Read so many frames at equal steps; 32 if --fps is missing, too.")]
 Fps = Annotated[float | None, typer.Option(help="Read so many frames a second instead.")]
@@ -116,78 +117,6 @@ def make_policy(name: str, fields: dict[str, Any]) -> Policy:
     return cls(**fields)
 
 
-def load(model: str, *, classifies: Classified = "", dtype: str = "auto", device: str = "") -> tuple[Any, Any]:
-    """A vision-language model in eval mode and its processor, from a folder or the hub.
-
-    Args:
-        classifies: also takes a classifier of these.
-
-    Raises:
-        InputError: nothing there, or nothing that can be loaded.
-        UnsupportedModelError: none of these.
-    """
-    import torch
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-    from transformers.utils.logging import disable_progress_bar
-
-    classifiers = {
-        "images": (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, transformers.AutoModelForImageClassification),
-        "videos": (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING, transformers.AutoModelForVideoClassification),
-    }
-    dtypes = ("auto", "float32", "float16", "bfloat16")
-    if dtype not in dtypes:
-        raise InvalidArgumentError(f"dtype={dtype!r} is not one of {', '.join(dtypes)}{nearest(dtype, dtypes)}.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(f"device={device!r} cannot be used ({_line(error)}): try cpu.") from None
-    disable_progress_bar()
-    with sentences_about(model):
-        config = transformers.AutoConfig.from_pretrained(model)
-        if type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            kind = transformers.AutoModelForImageTextToText
-        elif classifies and type(config) in classifiers[classifies][0]:
-            kind = classifiers[classifies][1]
-        else:
-            found = next((what for what, (configs, _) in classifiers.items() if type(config) in configs), "")
-            raise UnsupportedModelError(f"model={model!r} is a {config.model_type!r}, {_obstacle(found, classifies)}.")
-        processor = transformers.AutoProcessor.from_pretrained(model)
-        loaded = kind.from_pretrained(model, dtype=dtype)
-    return loaded.to(device).eval(), processor
-
-
-def _obstacle(found: Classified, wanted: Classified) -> str:
-    """Why a model that classifies such things, or is none of those known, is not loaded, and what to do."""
-    if found and wanted:
-        return f"which classifies {found}, not {wanted}: give --{found[:-1]}"
-    if found:
-        return (
-            "which has no language model: give a vision-language model, or `tokenprune view` it with a policy of "
-            "stage 'vision' (tome)"
-        )
-    return "which takes no images: give a vision-language model" + (f" or a classifier of {wanted}" if wanted else "")
-
-
-@contextmanager
-def sentences_about(model: str):
-    """Errors of loading it become sentences."""
-    try:
-        yield
-    except ImportError as error:
-        raise InputError(
-            f"model={model!r} needs a package that is not installed ({_line(error)}): install it, for video models by "
-            "pip install tokenprune-vlm[video]."
-        ) from None
-    except (OSError, ValueError) as error:
-        if Path(model).exists():
-            raise InputError(f"model={model!r} holds no loadable checkpoint ({_line(error)}).") from None
-        raise InputError(
-            f"model={model!r} is neither a folder here nor a model that can be fetched from the hub: check the name."
-        ) from None
-
-
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A wrapped model, its processor and what it is to be run on: `inputs`, made of `pictures` and `videos`."""
@@ -260,121 +189,6 @@ def _clip_length(model: str) -> int | None:
         return getattr(AutoConfig.from_pretrained(model), "num_frames", None)
 
 
-def with_placeholders(processor: Any, prompt: str, *, images: int = 0, videos: int = 0) -> str:
-    """The prompt as the model reads it, a placeholder for each: by the chat template if there is one, else in front.
-
-    Raises:
-        InputError: the prompt has placeholders of its own, and not as many as there are images or videos.
-        UnsupportedModelError: the processor names no placeholder and has no chat template.
-    """
-    counts = {"image": images, "video": videos}
-    tokens = {kind: getattr(processor, f"{kind}_token", None) for kind in counts}
-    found = {kind: prompt.count(token) if token else 0 for kind, token in tokens.items()}
-    if any(found.values()):
-        for kind, count in counts.items():
-            if found[kind] != count:
-                raise InputError(
-                    f"prompt has {found[kind]} times {tokens[kind]!r} for {count} {kind}s: give one per {kind}, or "
-                    "none."
-                )
-        return prompt
-    if getattr(processor, "chat_template", None):
-        content = [{"type": kind} for kind, count in counts.items() for _ in range(count)]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-    for kind, count in counts.items():
-        if count and not tokens[kind]:
-            raise UnsupportedModelError(
-                f"the processor {type(processor).__name__} has neither a chat template nor a token for {kind}s: use "
-                "the model's own prompt format from Python."
-            )
-    return "".join(tokens[kind] * count for kind, count in counts.items() if count) + "\n" + prompt
-
-
-def encode(
-    processor: Any, model: Any, prompt: str, pictures: Sequence[Image] = (), videos: Sequence[Video] = ()
-) -> tuple[Any, bool]:
-    """A forward's arguments for a prompt about pictures and videos, and whether text was put around it.
-
-    Raises:
-        InputError: the prompt has placeholders of its own, and not as many as there are pictures or videos; or the
-            processor refuses them.
-        UnsupportedModelError: the processor takes no videos, or names no placeholder and has no chat template.
-    """
-    name = type(processor).__name__
-    given: dict[str, Any] = {"images": list(pictures)} if pictures else {}
-    if videos:
-        reader = getattr(processor, "video_processor", None)
-        if reader is None:
-            raise UnsupportedModelError(f"the processor {name} takes no videos: give a model that does, or images.")
-        joined = getattr(reader, "temporal_patch_size", None) or 1
-        for video in videos:
-            if len(video) < joined:
-                raise InputError(
-                    f"video={video.path!r} gives {len(video)} frame, and {name} joins {joined} into one: read more."
-                )
-        given |= {
-            "videos": [video.frames for video in videos],
-            "video_metadata": [video.metadata() for video in videos],
-            "do_sample_frames": False,
-        }
-    text = with_placeholders(processor, prompt, images=len(pictures), videos=len(videos))
-    tokenizer = getattr(processor, "tokenizer", None)
-    begun = text.startswith(getattr(tokenizer, "bos_token", None) or "\0")  # by the chat template
-    try:
-        inputs = processor(text=[text], return_tensors="pt", add_special_tokens=not begun, **given)
-    except ValueError as error:
-        raise InputError(
-            f"{name} cannot encode these together ({_line(error)}): give other images or videos."
-        ) from None
-    seconds = inputs.get("second_per_grid_ts")
-    inputs = inputs.to(model.device, dtype=model.dtype)
-    if seconds is not None:  # positions are made of them
-        inputs["second_per_grid_ts"] = seconds
-    return inputs, text != prompt
-
-
-def encode_plain(processor: Any, model: Any, pictures: Sequence[Image], videos: Sequence[Video]) -> Any:
-    """A forward's arguments of a classifier, for one picture or one video.
-
-    Raises:
-        InputError: it takes clips of another length, or the processor refuses this one.
-    """
-    frames = getattr(model.config, "num_frames", None)
-    for video in videos:
-        if frames is not None and len(video) != frames:
-            raise InputError(
-                f"video={video.path!r} gives {len(video)} frames, and {type(model).__name__} takes clips of {frames}: "
-                f"give --frames {frames}, and a video that has so many."
-            )
-    given = [list(video.frames) for video in videos] or list(pictures)
-    options = {"do_sample_frames": False} if hasattr(processor, "sample_frames") else {}
-    try:
-        inputs = processor(given, return_tensors="pt", **options)
-    except ValueError as error:
-        raise InputError(f"{type(processor).__name__} cannot encode this ({_line(error)}): give another.") from None
-    return inputs.to(model.device, dtype=model.dtype)
-
-
-def frames_are_images(inputs: Any, pictures: Sequence[Image], videos: Sequence[Video]) -> bool:
-    """Whether the processor wrote the frames of a video as images.
-
-    Raises:
-        InputError: it did, and they cannot be told from other images of the prompt.
-    """
-    if not videos or any("video" in name for name in inputs):
-        return False
-    if pictures or len(videos) > 1:
-        raise InputError(
-            f"{len(videos)} videos and {len(pictures)} images are one row of images to this model, which writes frames "
-            "as images: give one video, or images."
-        )
-    return True
-
-
 def _plain(hint: Any, value: Any) -> bool:
     """Whether a value from the command line fits a field; none fits a field that takes an object or a function."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -390,7 +204,3 @@ def _plain(hint: Any, value: Any) -> bool:
     return hint in (int, float, bool, str, type(None)) and (
         type(value) is hint or (hint is float and type(value) is int)
     )
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

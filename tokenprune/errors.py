@@ -81,3 +81,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, to be quoted in a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import assignment, encode, load, make_policy, one_sentence
+from .checkpoints import load
+from .command import assignment, make_policy, one_sentence
+from .encoding import encode
 from .errors import InputError
 from .readers import open_image
 
@@ -137,17 +139,15 @@ def covipal(
     """
     from .learn import Plan, Recipe, examples, train_covipal
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+    _folder(out)
     given = examples(data)
     plan = Plan(steps=steps, rate=rate, accumulate=accumulate, seed=seed, save_every=save_every, bf16=bf16)
     loaded, processor = load(model, dtype=dtype, device=device)
     recipe = Recipe(batch=batch, hidden=hidden or None)
     _, facts = train_covipal(loaded, processor, given, out, plan=plan, recipe=recipe, data=data)
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())
     typer.echo(
         f"{out}: {facts['parameters']:,} parameters, {facts['seconds'] / 60:.1f} minutes, {facts['extra_mib']:.0f} MiB "
-        f"beside the frozen model; at the last step {losses}"
+        f"beside the frozen model; at the last step {_losses(facts)}"
     )
 
 
@@ -174,21 +174,17 @@ def adtp(
 
     Use it with wrap(model, ADTP(predictor="adtp")), or ADTP(predictor="adtp", ratio=0.25).
     """
-    from .learn import Plan
-    from .learn.adtp import SaliencyRecipe, train_adtp
-    from .learn.encoders import load_encoder, read_texts
+    from .learn import Plan, SaliencyRecipe, load_encoder, read_texts, train_adtp
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+    _folder(out)
     texts = read_texts(data)
     plan = Plan(steps=steps, rate=rate, seed=seed, save_every=save_every)
     recipe = SaliencyRecipe(batch=batch, hidden=hidden, tokens=tokens, price=price, pool=pool)
     loaded, tokenizer = load_encoder(model, device)
     _, facts = train_adtp(loaded, tokenizer, texts, out, plan=plan, recipe=recipe, data=data)
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())
     typer.echo(
         f"{out}: {facts['parameters']:,} parameters, {facts['of']} texts, {facts['seconds'] / 60:.1f} minutes; at the "
-        f"last step {losses}"
+        f"last step {_losses(facts)}"
     )
 
 
@@ -216,14 +212,9 @@ def ftp(
 
     Use it with wrap(model, FTP(predictor="ftp", sparsity=0.2)).
     """
-    from .learn import Plan
-    from .learn.decoders import load_decoder
-    from .learn.encoders import read_texts
-    from .learn.ftp import RouterRecipe, train_ftp
-    from .learn.ftp_schedule import Search, search_schedules
+    from .learn import Plan, RouterRecipe, Search, load_decoder, read_texts, search_schedules, train_ftp
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+    _folder(out)
     texts = read_texts(data)
     plan = Plan(steps=steps, rate=rate, seed=seed, save_every=save_every)
     recipe = RouterRecipe(batch=batch, prompt=prompt, answer=answer, sparsities=(most / 4, most))
@@ -232,10 +223,9 @@ def ftp(
     schedules, found = search_schedules(loaded, tokenizer, texts, (most / 2, most), search=search)
     _, facts = train_ftp(loaded, tokenizer, texts, out, plan=plan, schedules=schedules, recipe=recipe, data=data)
     lost = ", ".join(f"{one['sparsity']:.0%} skipped {one['kl']:.3f}" for one in found["found"])
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())
     typer.echo(
         f"{out}: {facts['parameters']:,} parameters, {facts['seconds'] / 60:.1f} minutes; oldest first {lost} (KL); at "
-        f"the last step {losses}"
+        f"the last step {_losses(facts)}"
     )
 
 
@@ -290,3 +280,12 @@ def _writable(out: Path) -> None:
     """Before anything is looked at for long."""
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"out={str(out)!r} cannot be written: give the path of a file in a folder that exists.")
+
+
+def _folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={str(out)!r} is no folder: give one, or a new name.")
+
+
+def _losses(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in facts["last"].items())

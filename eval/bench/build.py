@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...command import encode, load
+from ...checkpoints import load, usable
+from ...encoding import encode
 from ...errors import InputError, InvalidArgumentError, nearest
 from ...readers import open_image
 from .shapes import SHAPES
@@ -95,7 +96,7 @@ def from_checkpoint(
     from PIL import Image
 
     with sentences(f"model={name!r}", attention):
-        model, processor = load(name, dtype=dtype, device=usable(device))
+        model, processor = load(name, dtype=dtype, device=device)
         model.set_attn_implementation(attention)
     torch.manual_seed(seed)
     noise = torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8).numpy()
@@ -138,22 +139,6 @@ def default_dtype(name: str, device: str) -> str:
     if name not in DTYPES:
         raise InvalidArgumentError(f"dtype={name!r} is not one of auto, {', '.join(DTYPES)}{nearest(name, DTYPES)}.")
     return name
-
-
-def usable(device: str) -> str:
-    """The device; "" is the GPU if there is one.
-
-    Raises:
-        InvalidArgumentError: torch cannot use it.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(
-            f"device={device!r} cannot be used ({str(error).splitlines()[0].rstrip('.')}): try cpu."
-        ) from None
-    return device
 
 
 @contextmanager

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ... import Policy, VisualTokens, get_policy, list_policies
+from ... import Policy, VisualTokens
 from ...ops import greedy_coverage, greedy_dpp, greedy_max_min, min_max, plain, unit_norm
 from ...projection import Mlp, Projection
 from ...tokens import Tap
+from ..training_free import training_free
 
 CLUSTERS = 32
 WORDS = 32
@@ -127,13 +128,11 @@ def projector_policies(kind: str) -> dict[str, Callable[[int], Policy]]:
     Args:
         kind: "image": those that take images. "video": those that take videos only. None that needs training.
     """
-    found = {}
-    for name in list_policies():
-        cls = get_policy(name)
-        ours = cls.__module__.startswith("tokenprune.") and cls.stage == "projector" and name != "none"
-        if ours and not hasattr(cls, "trained") and kind == ("image" if "image" in cls.kinds else "video"):
-            found[name] = partial(_made, cls, FASTER.get(name, {}))
-    return found
+    return {
+        name: partial(_made, cls, FASTER.get(name, {}))
+        for name, cls in training_free("projector").items()
+        if name != "none" and kind == ("image" if "image" in cls.kinds else "video")
+    }
 
 
 def _made(cls: type[Policy], options: dict[str, Any], keep: int) -> Policy:

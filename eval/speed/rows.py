@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...adapters import lookup, supported
+from ...checkpoints import usable
 from ...stages.hook import by_name
 from ...stages.layer_plan import attention_of
 from ...stages.parts import find_parts
 from ...stages.rows import LayerAttention
 from ...stages.tap import listen
-from ..bench.build import DTYPES, default_dtype, from_shape, usable
+from ..bench.build import DTYPES, default_dtype, from_shape
 from ..bench.measure import middle
 from ..bench.shapes import SHAPES
 from ..clock import in_turns

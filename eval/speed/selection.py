@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ..bench.build import DTYPES, default_dtype, usable
+from ...checkpoints import usable
+from ..bench.build import DTYPES, default_dtype
 from ..bench.measure import middle
 from ..clock import in_turns, machine
 from ..files import at_least, indented, publish

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tokenprune import CDPruner, DivPrune, Random, get_policy, list_policies
+from tokenprune import CDPruner, DivPrune, Random
 from tokenprune.eval import accuracy, clock, pareto, shapes
 from tokenprune.eval.asking import Way, encoded
 from tokenprune.eval.rows import configurations, described
+from tokenprune.eval.training_free import training_free
 
 
 @pytest.fixture
@@ -144,11 +145,9 @@ def test_every_registered_policy_has_a_row():
     rows = configurations(clip, 3)
     assert rows["random"] == [Random(seed=0), Random(seed=1), Random(seed=2)]
     named = {several[0].name for several in rows.values()}
-    known = {name: get_policy(name) for name in list_policies()}
-    ours = {n: cls for n, cls in known.items() if cls.__module__.startswith("tokenprune.") and "image" in cls.kinds}
     apart = ("vision", "skip")  # stages that are measured elsewhere, as are those that need training
-    untrained = {n for n, cls in ours.items() if cls.stage not in apart and not hasattr(cls, "trained")}
-    assert named == untrained - {"none"}
+    found = training_free().items()
+    assert named == {name for name, cls in found if "image" in cls.kinds and cls.stage not in apart} - {"none"}
     assert [rows[f"cdpruner, CLIP (sign {sign})"][0].relevance.sign for sign in ("+1", "-1")] == [1, -1]
     without = configurations(None, 1)
     assert [name for name in rows if "CLIP" in name] == [name for name in rows if name not in without]

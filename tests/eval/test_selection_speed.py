@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenprune import get_policy, list_policies
+from tokenprune import get_policy
 from tokenprune.errors import PolicyError
 from tokenprune.eval.speed import data as selection_data
 from tokenprune.eval.speed import hooks as hook_costs
@@ -15,6 +15,7 @@ from tokenprune.eval.speed import rows as row_costs
 from tokenprune.eval.speed import selection as selection_speed
 from tokenprune.eval.speed.goals import Goal, verdicts
 from tokenprune.eval.speed.selection import Case, differing
+from tokenprune.eval.training_free import training_free
 
 NEVER, ALWAYS = Goal("speedup", ">=", 1e9, "x"), Goal("speedup", ">=", 0, "x")
 
@@ -139,9 +140,7 @@ def test_extra_memory_is_that_of_the_call():
 def test_memory_of_every_policy_in_front_of_the_language_model(monkeypatch):
     monkeypatch.setattr(selection_memory, "GOAL", replace(selection_memory.GOAL, limit=0.001))
     rows = selection_memory.measure("cpu", 1024, 128)
-    ours = {name for name in list_policies() if get_policy(name).__module__.startswith("tokenprune.")}
-    untrained = {name for name in ours if not hasattr(get_policy(name), "trained")}
-    projector = {name for name in untrained if get_policy(name).stage == "projector"} - {"none"}
+    projector = training_free("projector").keys() - {"none"}
     assert [row["what"] for row in rows[:3]] == list(selection_data.SELECTORS)
     assert {row["what"] for row in rows[3:]} == projector
     assert all("refused" not in row for row in rows)

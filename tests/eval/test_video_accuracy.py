@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.eval.video_checkpoint import saved_video_model
-from tokenprune import DecoderShape, get_policy, list_policies, mean_share
+from tokenprune import DecoderShape, get_policy, mean_share
 from tokenprune.eval import shapes, video_accuracy, video_pareto, video_weights
 from tokenprune.eval.asking import Pruned, Way
+from tokenprune.eval.training_free import training_free
 from tokenprune.eval.video_asking import PIXELS, check_against_generate, encoded
 from tokenprune.eval.video_rows import KEEPS, RANDOM, video_rows
 
@@ -77,12 +78,8 @@ def test_the_short_cut_is_compared_with_generate(tiny, batch, monkeypatch):
 
 
 def test_every_policy_that_compares_frames_has_its_rows():
-    known = {name: get_policy(name) for name in list_policies()}
-    on_videos = {
-        name
-        for name, cls in known.items()
-        if "video" in cls.kinds and "image" not in cls.kinds and cls.__module__.startswith("tokenprune.")
-    }
+    known = training_free()
+    on_videos = {name for name, cls in known.items() if "video" in cls.kinds and "image" not in cls.kinds}
     assert on_videos <= {row.name for row in ROWS.values()}
     for name in on_videos:
         if known[name].stage == "projector":

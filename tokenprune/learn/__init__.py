@@ -4,6 +4,7 @@ from .adtp import SaliencyRecipe, train_adtp
 from .covipal import Recipe, train_covipal
 from .data import Example, Examples, examples
 from .decoders import load_decoder
+from .encoders import load_encoder, read_texts
 from .ftp import RouterRecipe, train_ftp
 from .ftp_schedule import Search, search_schedules
 from .loop import Plan, train
@@ -18,6 +19,8 @@ __all__ = [
     "Search",
     "examples",
     "load_decoder",
+    "load_encoder",
+    "read_texts",
     "search_schedules",
     "train",
     "train_adtp",

@@ -45,7 +45,7 @@ class Recipe:
             the text behind it at layer `guide`, a share of the depth.
         equal: smallest and largest gate of stage 1, drawn evenly in its logarithm.
         keeps: smallest and largest share of a unit's tokens that stage 2 draws, evenly in its logarithm.
-        leak: with gates that are shut the loss is cliffs, whose slope says little; see what is measured of it.
+        leak: with gates that are shut the loss is cliffs, whose slope says little.
         dither: see `PruningModule.spread`; another matrix in every step of stage 2.
     """
 

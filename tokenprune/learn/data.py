@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ..command import encode
+from ..encoding import encode
 from ..errors import InputError, nearest
 from ..readers import open_image
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from ..command import sentences_about
-from ..errors import InvalidArgumentError
+from ..checkpoints import sentences_about, usable
 from ..stages.skip_parts import find_skip_parts
 
 
@@ -21,13 +18,7 @@ def load_decoder(model: str, device: str = "") -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(
-            f"device={device!r} cannot be used ({str(error).splitlines()[0]}): try cpu."
-        ) from None
+    device = usable(device)
     disable_progress_bar()
     with sentences_about(model):
         loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..command import sentences_about
-from ..errors import InputError, InvalidArgumentError
+from ..checkpoints import sentences_about, usable
+from ..errors import InputError
 from ..stages.encoder import find_encoder
 from .text import paragraphs
 
@@ -25,13 +23,7 @@ def load_encoder(model: str, device: str = "") -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(
-            f"device={device!r} cannot be used ({str(error).splitlines()[0]}): try cpu."
-        ) from None
+    device = usable(device)
     disable_progress_bar()
     with sentences_about(model):
         config = AutoConfig.from_pretrained(model)
