@@ -92,7 +92,9 @@ def _cost(model, processor, samples: list, predictor: Path, repeats: int) -> dic
     mask = torch.ones(text.shape[:2], dtype=torch.bool)
 
     def alone() -> float:
-        return _seconds(lambda: module.spread(module(features, text, mask, GRID), GRID))
+        return _seconds(
+            lambda: module.spread(module(features, text, mask, GRID), round(TIMED * features.shape[1]), GRID)
+        )
 
     def prefill(one: Way, keep: float) -> float:
         with one.at(keep, given):

@@ -71,10 +71,10 @@ def test_the_module_is_shown_what_the_policy_will_be(loaded):
     """The tokens, and the words of the prompt without the answer."""
     model, processor = loaded
     batch = [example(0), example(1)]
-    teacher = Teacher(model)
+    teacher = Teacher(model, guide=0.5)
     with teacher.attached():
-        (tokens, attention, places), *others = teacher.lesson(encoded(processor, model, batch)).groups
-    assert not others
+        (group,) = teacher.lesson(encoded(processor, model, batch)).groups
+    tokens, places, attention = group.tokens, group.places, group.attention
     assert attention.shape == tokens.shape == places.shape[:2]
     assert (attention > 0).all()
     assert (attention.sum(1) < 1).all()
@@ -98,7 +98,7 @@ def test_hard_gates_are_the_pruned_model(loaded):
     teacher = Teacher(model)
     with teacher.attached(), torch.no_grad():
         lesson = teacher.lesson(batch)
-        places = lesson.groups[0][2]
+        places = lesson.groups[0].places
         gates = torch.full(places.shape[:2], -1e30)
         gates[:, kept] = 0.0
         found = teacher.retold(places.flatten(0, 1), gates.flatten())
@@ -114,7 +114,7 @@ def test_worth_is_what_opening_a_gate_takes_off_the_loss(loaded):
     teacher, recipe = Teacher(model), Recipe(words=1.0, distill=0.5)
     with teacher.attached():
         lesson = teacher.lesson(encoded(processor, model, [example(0)]))
-        places, gates = lesson.groups[0][2][0], torch.full((1, 256), 0.3)
+        places, gates = lesson.groups[0].places[0], torch.full((1, 256), 0.3)
         gates[:, ::3] = 1.0
         ((worth,), told) = covipal._worth(teacher, lesson, [gates], recipe)
 
@@ -133,20 +133,18 @@ def test_worth_is_what_opening_a_gate_takes_off_the_loss(loaded):
     assert (lost[0] - lost[2]) / (lost[0] - lost[1]) == pytest.approx(float((high - mid) / (high - low)), abs=0.03)
 
 
-def test_gates_are_equal_or_those_of_the_budget():
-    u, recipe = torch.randn(40, 100, generator=torch.Generator().manual_seed(0)), Recipe(keeps=(0.02, 0.5), leak=0.1)
-    equal = covipal._equal(u.shape, recipe, torch.Generator().manual_seed(0))
-    assert (equal == equal[:, :1]).all()
-    assert equal.min() >= recipe.equal[0]
-    assert equal.max() <= recipe.equal[1]
-    assert len(equal[:, 0].unique()) > 30
-    gates = covipal._chosen(u, recipe)
-    counts = (gates == 1).sum(1)
-    assert counts.min() >= 2
-    assert counts.max() <= 50
-    assert ((gates == 1) | (gates == torch.tensor(recipe.leak))).all()
-    for row, k in zip(range(40), counts.tolist(), strict=True):
-        assert gates[row, u[row].topk(k).indices].eq(1).all()
+def test_gates_are_those_of_the_budget():
+    u, recipe = torch.randn(40, 100, generator=torch.Generator().manual_seed(0)), Recipe(keeps=(0.02, 0.5), leak=0.5)
+    k = covipal._budgets(u, recipe)
+    assert k.shape == (40, 1)
+    assert k.min() >= 2
+    assert k.max() <= 50
+    assert len(k.unique()) > 15
+    gates = covipal._gates(u, k, recipe)
+    assert torch.equal((gates == 1).sum(1), k[:, 0].long())
+    assert ((gates == 1) | (gates == 0.5 * k / 100)).all()
+    for row, count in zip(range(40), k[:, 0].long().tolist(), strict=True):
+        assert gates[row, u[row].topk(count).indices].eq(1).all()
 
 
 def test_batches_of_imitation_are_worked_out_once_and_alike_after_a_stop(loaded, tmp_path):
@@ -184,9 +182,10 @@ def test_attention_may_be_what_is_imitated(loaded, tmp_path):
     ("given", "words"),
     [
         ({"keeps": (0.5, 0.1)}, r"keeps=\(0.5, 0.1\) are no shares"),
-        ({"equal": (0.0, 0.1)}, "equal="),
+        ({"equal": 0.0}, r"equal=0.0 is not in \(0, 1\)"),
+        ({"refine": 0.0}, "refine=0.0"),
         ({"signal": "atention"}, "signal='atention' is neither of worth, attention"),
-        ({"leak": 0.0}, r"leak=0.0 is no gate"),
+        ({"leak": 4.0}, r"leak=4.0 is not in \(0, 3.333\)"),
         ({"batch": 0}, "batch=0"),
         ({"remember": 0}, "remember=0"),
     ],

@@ -139,3 +139,6 @@ def test_the_rate_rises_and_falls():
     plan = Plan(steps=100, rate=1.0, warmup=0.1)
     assert [plan.rate_at(step) for step in (0, 9, 10, 55)] == pytest.approx([0.1, 1.0, 1.0, 0.5])
     assert plan.rate_at(99) < 0.01
+    twice = Plan(steps=100, rate=1.0, warmup=0.1, cycles=((0.8, 1.0), (0.2, 0.5)))
+    assert [twice.rate_at(step) for step in (0, 7, 44, 80, 81, 91)] == pytest.approx([0.125, 1.0, 0.5, 0.25, 0.5, 0.25])
+    assert max(twice.rate_at(79), twice.rate_at(99)) < 0.01

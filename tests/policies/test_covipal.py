@@ -14,7 +14,7 @@ def test_the_k_highest_stay_and_where_all_are_equal_they_lie_evenly():
     tokens = visual_tokens(torch.randn(2, 16, 5), grid=(1, 4, 4))
     selection = CoViPAL(predictor=module, keep=4).select(tokens, 4)
     scores = module(tokens.features, tokens.text, tokens.text_mask, tokens.grid)
-    assert torch.equal(selection.scores, scores + ordered_dither((1, 4, 4)).logit())
+    assert torch.equal(selection.scores, scores + 3.2 * 0.5 * ordered_dither((1, 4, 4)).logit())
     assert torch.equal(selection.order, selection.scores.topk(4).indices)
     torch.nn.init.zeros_(module.head.weight)
     (row, same) = CoViPAL(predictor=module, keep=4).select(tokens, 4).indices.tolist()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,54 +30,66 @@ class Recipe:
     an answer is the gradient of its loss, `words` times its cross entropy plus `distill` times the KL from the unpruned
     model, with respect to its gate: one backward through the frozen language model, standardised per image.
 
-    Stage 1, imitation: all gates of an image are equal, and scores u are regressed on what tokens are worth there,
-    times `scale`. Stage 2, end to end: a budget is drawn for every image, the gates of those the module would keep are
-    1 and those of the others `leak`, and u is moved by what tokens are worth there: the module climbs the gradient,
-    where each image counts alike however sure the model is of a wrong answer.
+    Stage 1, imitation: all gates are `equal`, and scores u are regressed on what tokens are worth there, times `scale`.
+    Stage 2, end to end: a budget is drawn for every image, the gates of those the module would keep are 1 and those of
+    the others leak, and u is moved by what tokens are worth there: the module climbs the gradient, where each image
+    counts alike however sure the model is of a wrong answer.
 
     Attributes:
+        batch: examples of a step of either stage.
         hidden, layers, heads: of the module; None: `hidden` is half of the language model's width, at most 512.
         imitate: share of the steps that stage 1 takes.
+        refine: highest learning rate of stage 2, a share of that of stage 1.
         remember: batches of stage 1, which it goes over again and again: what tokens are worth is worked out once,
-            and a step of the module alone takes a fraction of that. They are held in memory.
+            and a step of the module alone takes a fraction of that. Held in main memory, 2 (N + M) D bytes an image.
         signal: what stage 1 imitates. "attention", the paper's: the log of the attention each visual token gets from
             the text behind it at layer `guide`, a share of the depth.
-        equal: smallest and largest gate of stage 1, drawn evenly in its logarithm.
+        equal: gate of all tokens in stage 1.
         keeps: smallest and largest share of a unit's tokens that stage 2 draws, evenly in its logarithm.
-        leak: with gates that are shut the loss is cliffs, whose slope says little.
+        leak: gate of what is not kept, in shares kept: with 1, all that is dropped together weighs as much as what is
+            kept. With gates that are shut the loss is cliffs, whose slope says little.
         dither: see `PruningModule.spread`; another matrix in every step of stage 2.
     """
 
-    batch: int = 16
+    batch: int = 32
     hidden: int | None = None
     layers: int = 2
     heads: int = 4
-    imitate: float = 0.9
-    remember: int = 180
+    imitate: float = 0.93
+    refine: float = 0.25
+    remember: int = 225
     signal: Signal = "worth"
     guide: float = 0.5
-    scale: float = 1.0
-    equal: tuple[float, float] = (0.02, 0.3)
+    scale: float = 0.5
+    equal: float = 0.05
     keeps: tuple[float, float] = (0.015, 0.3)
-    leak: float = 0.1
-    dither: float = 1.0
+    leak: float = 1.0
+    dither: float = 3.2
     words: float = 1.0
     distill: float = 1.0
 
     def __post_init__(self):
-        for name in ("equal", "keeps"):
-            least, most = getattr(self, name)
-            if not 0 < least <= most < 1:
-                raise InvalidArgumentError(f"{name}=({least}, {most}) are no shares: give 0 < smallest <= largest < 1.")
+        least, most = self.keeps
+        if not 0 < least <= most < 1:
+            raise InvalidArgumentError(f"keeps=({least}, {most}) are no shares: give 0 < smallest <= largest < 1.")
         if self.signal not in get_args(Signal):
             raise InvalidArgumentError(f"signal={self.signal!r} is neither of {', '.join(get_args(Signal))}.")
-        if not 0 < self.leak < 1:
-            raise InvalidArgumentError(f"leak={self.leak!r} is no gate that is nearly shut: give one in (0, 1).")
-        if min(self.batch, self.remember) < 1 or not 0 <= self.imitate <= 1:
+        for name, most in (("equal", 1), ("leak", 1 / most)):
+            if not 0 < getattr(self, name) < most:
+                raise InvalidArgumentError(
+                    f"{name}={getattr(self, name)!r} is not in (0, {most:.4g}): give such a gate."
+                )
+        if min(self.batch, self.remember) < 1 or not 0 <= self.imitate <= 1 or self.refine <= 0:
             raise InvalidArgumentError(
-                f"batch={self.batch}, remember={self.remember}, imitate={self.imitate}: give at least 1, at least 1, "
-                "and a share from 0 to 1."
+                f"batch={self.batch}, remember={self.remember}, imitate={self.imitate}, refine={self.refine}: give at "
+                "least 1, at least 1, a share from 0 to 1, and a share above 0."
             )
+
+    @property
+    def cycles(self) -> tuple[tuple[float, float], ...]:
+        """Of the learning rate."""
+        stages = ((self.imitate, 1.0), (1 - self.imitate, self.refine))
+        return tuple(stage for stage in stages if stage[0] > 0)
 
 
 def train_covipal(
@@ -119,8 +130,7 @@ def train_covipal(
             dither=recipe.dither,
             base=fingerprint(model),
         ).to(model.device)
-    teacher = Teacher(model, guide=recipe.guide)
-
+    teacher = Teacher(model, guide=recipe.guide if recipe.signal == "attention" else None)
     remembered: dict[int, _Task] = {}
 
     def imitated(number: int) -> _Task:
@@ -128,17 +138,18 @@ def train_covipal(
         number %= recipe.remember
         if number not in remembered:
             lesson, tokens = taught(number)
-            draws = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
-            targets = [losses.standardised_log(attention) for _, attention, _ in lesson.groups]
             if recipe.signal == "worth":
-                targets, _ = _worth(teacher, lesson, [_equal(one.shape, recipe, draws) for one in tokens], recipe)
-            remembered[number] = _Task(tokens, [recipe.scale * target for target in targets])
+                targets, _ = _worth(teacher, lesson, [torch.full(one.shape, recipe.equal) for one in tokens], recipe)
+            else:
+                targets = [losses.standardised_log(group.attention) for group in lesson.groups]
+            shelved = [_sent(one, "cpu", torch.bfloat16) for one in tokens]
+            remembered[number] = _Task(shelved, [recipe.scale * one.cpu() for one in targets])
         return remembered[number]
 
     def taught(number: int) -> tuple[Lesson, list[VisualTokens]]:
         batch = [examples(number * recipe.batch + i) for i in range(recipe.batch)]
         lesson = teacher.lesson(encoded(processor, model, batch))
-        return lesson, [tokens for tokens, _, _ in lesson.groups]
+        return lesson, [group.tokens for group in lesson.groups]
 
     def scored(tokens: list[VisualTokens]) -> list[Tensor]:
         return [module(one.features, one.text, one.text_mask, one.grid) for one in tokens]
@@ -147,17 +158,21 @@ def train_covipal(
         facts: dict[str, Tensor] = {}
         if over < recipe.imitate:
             task = imitated(number)
-            scores, targets = scored(task.tokens), task.targets
+            scores, targets = scored([_sent(one, model.device) for one in task.tokens]), task.targets
         else:
             remembered.clear()
             lesson, tokens = taught(number)
             scores, flips = scored(tokens), tuple(torch.randint(2**16, (3,)).tolist())
-            spread = [module.spread(u.detach(), one.grid, flips) for u, one in zip(scores, tokens, strict=True)]
-            worth, facts = _worth(teacher, lesson, [_chosen(u, recipe) for u in spread], recipe)
+            gates = []
+            for u, one in zip(scores, tokens, strict=True):
+                k = _budgets(u, recipe)
+                gates.append(_gates(module.spread(u.detach(), k, one.grid, flips), k, recipe))
+            worth, facts = _worth(teacher, lesson, gates, recipe)
             targets = [u.detach() + one for u, one in zip(scores, worth, strict=True)]
-        lost = [losses.regression(u, target) for u, target in zip(scores, targets, strict=True)]
+        lost = [losses.regression(u, target.to(u.device)) for u, target in zip(scores, targets, strict=True)]
         return {"loss": torch.stack(lost).mean(), **facts}
 
+    plan = replace(plan, cycles=recipe.cycles)
     with teacher.attached():
         facts = train(module, step, plan, Path(folder), about={**asdict(recipe), "data": data, "base": module.base})
     return module, facts
@@ -165,24 +180,27 @@ def train_covipal(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a module is shown of a batch, and [G, N] what its scores should be."""
+    """What a module is shown of a batch, on the CPU, and what its scores [G, N] should be."""
 
     tokens: list[VisualTokens]
     targets: list[Tensor]
 
 
-def _equal(shape: Sequence[int], recipe: Recipe, draws: torch.Generator) -> Tensor:
-    """[G, N] gates, one for each image."""
-    least, most = recipe.equal
-    return (least * (most / least) ** torch.rand(shape[0], 1, generator=draws)).expand(shape[0], shape[1])
+def _sent(tokens: VisualTokens, device: Any, dtype: torch.dtype | None = None) -> VisualTokens:
+    values = {name: getattr(tokens, name).to(device, dtype) for name in ("features", "text")}
+    return replace(tokens, **values, text_mask=tokens.text_mask.to(device))
 
 
-def _chosen(u: Tensor, recipe: Recipe) -> Tensor:
-    """[G, N] gates of images that are scored u: those of the pruned model, but for the leak."""
+def _budgets(u: Tensor, recipe: Recipe) -> Tensor:
+    """[G, 1] tokens to stay of N, for images that are scored u [G, N]."""
     (g, n), (least, most) = u.shape, recipe.keeps
-    k = (least * (most / least) ** torch.rand(g, 1, device=u.device) * n).round().clamp(1, n - 1)
-    kept = u.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < k
-    return kept + (~kept) * recipe.leak
+    return (least * (most / least) ** torch.rand(g, 1, device=u.device) * n).round().clamp(1, n - 1)
+
+
+def _gates(scores: Tensor, k: Tensor, recipe: Recipe) -> Tensor:
+    """[G, N], those of the model that keeps the k largest, but for the leak."""
+    kept = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < k
+    return kept + (~kept) * (recipe.leak * k / scores.shape[1])
 
 
 def _worth(
@@ -191,7 +209,7 @@ def _worth(
     """What every token is worth at these gates, [G, N] of mean 0 and deviation 1 per image, and the losses there."""
     if len(lesson.targets) == 0:
         raise InputError("data: no answer in this batch has a token of the model's vocabulary.")
-    places = torch.cat([places.flatten(0, 1) for _, _, places in lesson.groups])
+    places = torch.cat([group.places.flatten(0, 1) for group in lesson.groups])
     with torch.enable_grad():
         gates = [one.to(teacher.model.device, copy=True).requires_grad_() for one in gates]
         logits = teacher.retold(places, torch.cat([one.log().flatten() for one in gates]))

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Plan:
     Attributes:
         steps: of the optimiser.
         rate: highest learning rate; rises over the first `warmup` of the steps and falls to 0 as a cosine.
+        cycles: (share of the steps, share of the rate) of every time that it does so.
         clip: largest gradient norm.
         accumulate: batches of a step, in every process.
         save_every: steps.
@@ -51,6 +53,7 @@ class Plan:
     steps: int
     rate: float = 1e-3
     warmup: float = 0.05
+    cycles: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     weight_decay: float = 0.01
     clip: float = 1.0
     accumulate: int = 1
@@ -67,10 +70,13 @@ class Plan:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} is no positive number: give one.")
 
     def rate_at(self, step: int) -> float:
-        warm = max(1, round(self.warmup * self.steps))
-        if step < warm:
-            return self.rate * (step + 1) / warm
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+        ends = [math.ceil(share * self.steps - 1e-6) for share in accumulate(share for share, _ in self.cycles)]
+        cycle = next(number for number, end in enumerate(ends) if step < end)
+        first, last, height = [0, *ends][cycle], ends[cycle], self.cycles[cycle][1]
+        warm = max(1, round(self.warmup * (last - first)))
+        if step < first + warm:
+            return height * self.rate * (step - first + 1) / warm
+        return height * self.rate * 0.5 * (1 + math.cos(math.pi * (step - first - warm) / max(1, last - first - warm)))
 
 
 def train(module: Predictor, step: Step, plan: Plan, folder: Path, *, about: dict[str, Any] | None = None) -> dict:
@@ -218,7 +224,7 @@ class _Run:
 
     def finish(self, steps: int, extra: int) -> dict[str, Any]:
         facts = {
-            **self.settings,
+            **json.loads(self.text),
             "seconds": round(self.seconds, 1),
             "parameters": self.module.parameters_count,
             "extra_mib": round(extra / 2**20, 1),

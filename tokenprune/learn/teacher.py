@@ -64,17 +64,31 @@ class _Guide(Watch):
         return super().select(tokens, k)
 
 
+@dataclass(frozen=True)
+class Group:
+    """G images of N tokens each.
+
+    Attributes:
+        tokens: what a policy would be shown of them, with the text of the prompt without the answer.
+        places: [G, N, 2], (sample, position) in the batch.
+        attention: [G, N] that they get, where the teacher notes it.
+    """
+
+    tokens: VisualTokens
+    places: Tensor
+    attention: Tensor | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
     """A batch as the frozen model sees it.
 
     Attributes:
-        groups: images of equal size and shape, batched: what a policy would be shown of them, with the text of the
-            prompt without the answer; the attention [G, N] they get; their places [G, N, 2] in the batch.
+        groups: images of equal size and shape, batched.
         logits: [n, V] of the answers, unpruned; targets: [n] ids.
     """
 
-    groups: list[tuple[VisualTokens, Tensor, Tensor]]
+    groups: list[Group]
     logits: Tensor
     targets: Tensor
 
@@ -86,17 +100,17 @@ class Teacher:
     gates, so its activations are kept; its weights take none.
 
     Args:
-        guide: layer, as a share of the depth, whose attention is noted.
+        guide: layer, as a share of the depth, whose attention is noted; None: of none.
     """
 
-    def __init__(self, model: nn.Module, *, guide: float = 0.5):
+    def __init__(self, model: nn.Module, *, guide: float | None = None):
         self.model, self.parts = model, find_parts(model, lookup, supported())
         self.head = model.get_output_embeddings()
         if self.head is None:
             raise UnsupportedModelError(
                 f"model={type(model).__name__} has no words to answer with: give one with a head."
             )
-        self._look, self._guide = _Look(), _Guide(layer=guide)
+        self._look, self._guide = _Look(), None if guide is None else _Guide(layer=guide)
         self._given: dict[str, Any] = {}
         self._answer: Tensor | None = None
 
@@ -111,7 +125,8 @@ class Teacher:
         noted = decoder.register_forward_pre_hook(self._note, with_kwargs=True)
         self._handle = None
         try:
-            with wrap(self.model, [self._look, self._guide], logits="kept") as self._handle:
+            watching = [one for one in (self._look, self._guide) if one is not None]
+            with wrap(self.model, watching, logits="kept") as self._handle:
                 yield self
         finally:
             noted.remove()
@@ -130,7 +145,9 @@ class Teacher:
         Raises:
             InputError: no image has tokens to choose from.
         """
-        self._look.seen.clear(), self._guide.seen.clear()
+        self._look.seen.clear()
+        if self._guide is not None:
+            self._guide.seen.clear()
         self._handle.enabled = True
         with torch.no_grad():
             output = self.model(**batch.inputs, use_cache=False)
@@ -140,11 +157,12 @@ class Teacher:
             raise InputError("data: no picture of this batch has more than one visual token to choose from.")
         self._answer = batch.answer
         answered = batch.answer.sum(1).tolist()
-        groups: dict[Any, list[tuple[VisualTokens, Tensor, Tensor]]] = {}
-        for tokens, attention, unit in zip(self._look.seen, self._guide.seen, units, strict=True):
-            places = torch.stack([torch.full_like(unit.slots, unit.sample), unit.slots], -1).to(attention.device)
+        noted = [None] * len(units) if self._guide is None else self._guide.seen
+        groups: dict[Any, list[tuple[Tensor, Group]]] = {}
+        for tokens, attention, unit in zip(self._look.seen, noted, units, strict=True):
+            places = torch.stack([torch.full_like(unit.slots, unit.sample), unit.slots], -1).to(tokens.features.device)
             text = tokens.text[:, : tokens.text.shape[1] - answered[unit.sample]]  # a policy never sees the answer
-            one = (text, tokens, attention, places[None])
+            one = (text, Group(tokens, places[None], attention))
             groups.setdefault((unit.total, tokens.grid), []).append(one)
         return Lesson(
             groups=[_joined(several) for several in groups.values()],
@@ -161,14 +179,15 @@ class Teacher:
         return self.head(hidden[:, :-1][self._answer[:, 1:]])
 
 
-def _joined(several: list[tuple]) -> tuple[VisualTokens, Tensor, Tensor]:
-    rows, shown, attention, places = zip(*several, strict=True)
+def _joined(several: list[tuple[Tensor, Group]]) -> Group:
+    rows, groups = zip(*several, strict=True)
     text = nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True)
     lengths = torch.tensor([row.shape[1] for row in rows], device=text.device)[:, None]
     tokens = VisualTokens(
-        features=torch.cat([one.features for one in shown]),
+        features=torch.cat([one.tokens.features for one in groups]),
         text=text,
         text_mask=torch.arange(text.shape[1], device=text.device) < lengths,
-        grid=shown[0].grid,
+        grid=groups[0].tokens.grid,
     )
-    return tokens, torch.cat(attention), torch.cat(places)
+    noted = [one.attention for one in groups if one.attention is not None]
+    return Group(tokens, torch.cat([one.places for one in groups]), torch.cat(noted) if noted else None)

@@ -22,7 +22,8 @@ class CoViPAL(ProjectorPolicy):
     """The k tokens that a small trained module scores highest, which reads all visual tokens and the instruction.
 
     u = PPM([H_v; H_t]), one score for every visual token from the visual tokens H_v [N, D] and the text H_t [M, D] as
-    the language model would read them; the k largest stay, the lowest index on ties.
+    the language model would read them. Of u + d sqrt(k / N) logit(t), where t is an ordered dither over the grid, the k
+    largest stay, the lowest index on ties.
 
     Args:
         predictor: folder or hub id of a module that `tokenprune train covipal` made for this model, or the module.
@@ -73,5 +74,5 @@ class CoViPAL(ProjectorPolicy):
     def select(self, tokens: VisualTokens, k: int) -> Selection:
         module = self.trained.to(tokens.features.device)
         scores = module(tokens.features, tokens.text, tokens.text_mask, tokens.grid)
-        scores = module.spread(scores, tokens.grid)
+        scores = module.spread(scores, k, tokens.grid)
         return Selection.subset(top_k(scores, k), scores=scores)

@@ -26,7 +26,7 @@ class PruningModule(Predictor):
     Args:
         width: D, of the language model's input embeddings.
         hidden, layers, heads: of the module; its feed-forward layers have 4 `hidden`.
-        dither: how much of an ordered dither is put on scores, see `spread`.
+        dither: of scores, see `spread`.
         base: see `Predictor`.
     """
 
@@ -39,7 +39,7 @@ class PruningModule(Predictor):
         hidden: int = 512,
         layers: int = 2,
         heads: int = 8,
-        dither: float = 1.0,
+        dither: float = 3.2,
         base: dict[str, Any] | None = None,
     ):
         super().__init__(base=base)
@@ -74,14 +74,21 @@ class PruningModule(Predictor):
             x = block(x, there)
         return self.head(self.norm(x[:, :n])).squeeze(-1).float()
 
-    def spread(self, u: Tensor, grid: tuple[int, int, int] | None, flips: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
-        """Scores [G, N] with dither (log odds of thresholds that are even over the grid).
+    def spread(
+        self, u: Tensor, k: int | Tensor, grid: tuple[int, int, int] | None, flips: tuple[int, int, int] = (0, 0, 0)
+    ) -> Tensor:
+        """Scores [G, N] of which the k largest are to stay: u + dither sqrt(k / N) logit(t), t even over the grid.
 
-        Where scores are equal, those chosen lie evenly, and elsewhere the share of them that is, p, has log odds (score
-        - threshold) / dither: a token's neighbours, which score alike, are not taken all or none.
+        Where u is equal, those chosen lie evenly, and elsewhere the share of them that is has log odds (u - threshold)
+        / (dither sqrt(k / N)): a token's neighbours, which score alike, are not taken all or none. The more tokens may
+        stay, the more they are spread.
+
+        Args:
+            k: int, or [G, 1].
+            flips: see `ordered_dither`.
         """
         thresholds = sent(ordered_dither(grid or (1, 1, u.shape[1]), flips), u.device)
-        return u + self.dither * thresholds.logit()
+        return u + self.dither * (k / u.shape[1]) ** 0.5 * thresholds.logit()
 
 
 def _projection(width: int, hidden: int) -> nn.Sequential:
