@@ -74,11 +74,9 @@ class Recipe:
             raise InvalidArgumentError(f"keeps=({least}, {most}) are no shares: give 0 < smallest <= largest < 1.")
         if self.signal not in get_args(Signal):
             raise InvalidArgumentError(f"signal={self.signal!r} is neither of {', '.join(get_args(Signal))}.")
-        for name, most in (("equal", 1), ("leak", 1 / most)):
-            if not 0 < getattr(self, name) < most:
-                raise InvalidArgumentError(
-                    f"{name}={getattr(self, name)!r} is not in (0, {most:.4g}): give such a gate."
-                )
+        for name, limit in (("equal", 1), ("leak", 1 / most)):
+            if not 0 < getattr(self, name) < limit:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} is not in (0, {limit:.4g}): give a gate.")
         if min(self.batch, self.remember) < 1 or not 0 <= self.imitate <= 1 or self.refine <= 0:
             raise InvalidArgumentError(
                 f"batch={self.batch}, remember={self.remember}, imitate={self.imitate}, refine={self.refine}: give at "
