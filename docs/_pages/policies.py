@@ -1,0 +1,156 @@
+"""What the classes of policies say about themselves, in the parts of a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from functools import cached_property
+
+import tokenprune
+from tokenprune.cli import _attributes, _blocks, _default, _joined, _needs
+from tokenprune.policies import Policy
+
+STAGES = {
+    "projector": "In front of the language model",
+    "layer": "Inside the language model",
+    "vision": "Inside the vision transformer",
+    "processor": "Before the processor",
+    "skip": "Skipping blocks of a language model",
+    "encoder": "Before the first block of a text encoder",
+}
+COMMON = tuple(field.name for field in dataclasses.fields(Policy))
+BUDGET_STAGES = ("projector", "layer", "vision", "processor")  # whose budget is `keep`
+PARTED = re.compile(r"(Attributes|Args|Defaults|Source|Differs)\b")
+PROBES = (-1, 1_000_000, "?")
+
+
+class Described:
+    """A registered policy, as its page has it."""
+
+    def __init__(self, name: str):
+        self.name, self.cls = name, tokenprune.get_policy(name)
+        self.blocks = _blocks(self.cls)
+
+    @cached_property
+    def made(self) -> Policy:
+        return self.cls()
+
+    @property
+    def summary(self) -> str:
+        return _joined(self.blocks[0])
+
+    @property
+    def rule(self) -> list[str]:
+        """Paragraphs between the summary and what is said of fields, defaults and sources."""
+        return [_joined(block) for block in self.blocks[1:] if not PARTED.match(block)]
+
+    def about(self, word: str) -> list[str]:
+        return [_joined(block) for block in self.blocks if re.match(word, block)]
+
+    @property
+    def source(self) -> list[str]:
+        """Where it is from; a class that points to another says what that one says, too."""
+        found = self.about("Source")
+        for base in self.cls.__mro__[1:]:
+            if any("arXiv" in one or "none" in one for one in found):
+                break
+            found += [_joined(block) for block in _blocks(base) if block.startswith("Source")]
+        return [re.sub(r"^Source: ", "", one) for one in found]
+
+    @property
+    def needs(self) -> str:
+        return _needs(self.made)
+
+    @property
+    def fields(self) -> list[dataclasses.Field]:
+        """Its own; those of the budget are every policy's."""
+        every = (field for field in dataclasses.fields(self.cls) if field.init)
+        return [field for field in every if field.name not in COMMON]
+
+    @cached_property
+    def meanings(self) -> dict[str, str]:
+        about: dict[str, str] = {}
+        for base in reversed(self.cls.__mro__[:-1]):
+            for block in _blocks(base):
+                about |= _attributes(block) if block.startswith("Attributes:") else {}
+        return about
+
+    @property
+    def budgeted(self) -> bool:
+        return self.cls.stage in BUDGET_STAGES
+
+    @property
+    def kinds(self) -> str:
+        return " and ".join(f"{kind}s" for kind in sorted(self.made.kinds))
+
+    def default(self, field: dataclasses.Field) -> str:
+        return _default(field)
+
+    def type(self, field: dataclasses.Field) -> str:
+        return str(field.type)
+
+    def range(self, field: dataclasses.Field) -> str:
+        """What the class takes, in the words in which it refuses something else."""
+        hint = typing.get_type_hints(self.cls)[field.name]
+        if hint is bool:
+            return "True or False"
+        for probe in PROBES:
+            try:
+                self.cls(**{field.name: probe})
+            except tokenprune.errors.TokenPruneError as error:
+                return allowed(str(error))
+            except TypeError:
+                continue
+        return "as its type says"
+
+    def usage(self) -> str:
+        """Lines of Python that wrap a model with it; none for what does not go through `wrap`."""
+        if self.cls.stage == "processor":
+            return ""
+        if self.cls.stage in ("encoder", "skip"):
+            given = {"predictor": '"folder"'} if "predictor" in self.cls.__dataclass_fields__ else {}
+            given |= {"sparsity": "0.2"} if self.cls.stage == "skip" else {"ratio": "0.5"}
+            policy = f"tokenprune.{self.cls.__name__}({', '.join(f'{k}={v}' for k, v in given.items())})"
+            model = "encoder" if self.cls.stage == "encoder" else "model"
+            return f"import tokenprune\n\nhandle = tokenprune.wrap({model}, {policy})"
+        if "predictor" in self.cls.__dataclass_fields__:
+            policy = f'tokenprune.{self.cls.__name__}(predictor="folder", keep=0.25)'
+            return f"import tokenprune\n\nhandle = tokenprune.wrap(model, {policy})"
+        if "inner" in self.cls.__dataclass_fields__:
+            policy = "tokenprune.debiased(tokenprune.FastV(keep=0.25))"
+            return f"import tokenprune\n\nhandle = tokenprune.wrap(model, {policy})"
+        keep = "" if self.made.keep == 1.0 else ", keep=0.25"
+        return f'import tokenprune\n\nhandle = tokenprune.wrap(model, "{self.name}"{keep})'
+
+
+def allowed(message: str) -> str:
+    """`"theta=2 is not in (0, 1): give such a float."` -> `"in (0, 1)"`"""
+    _, _, told = message.partition(" is ")
+    told, _, remedy = told.rstrip(".").partition(": ")
+    remedy = re.sub(r"^give ", "", remedy)
+    if told.startswith("neither "):
+        return told.removeprefix("neither ").replace(" nor ", " or ")
+    if told.startswith("not ") and told != "not a count":
+        return told.removeprefix("not ").removeprefix("one of ")
+    if told.startswith("no tuple"):
+        return f"a tuple: {remedy}" if remedy and remedy != "one" else f"a {told.removeprefix('no ')}"
+    return remedy or told.removeprefix("no ")
+
+
+def described() -> list[Described]:
+    """All that are registered, by stage."""
+    order = list(STAGES)
+    every = map(Described, tokenprune.list_policies())
+    return sorted(every, key=lambda one: (order.index(one.cls.stage) if one.cls.stage in order else 99, one.name))
+
+
+def stage_of(one: Described) -> str:
+    if one.cls.stage == "projector" and one.made.kinds == {"video"}:
+        return "For videos, in front of the language model"
+    return STAGES.get(one.cls.stage, one.cls.stage)
+
+
+def first_sentence(text: str) -> str:
+    return inspect.cleandoc(text).split("\n\n")[0]
