@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -198,7 +199,7 @@ def _attributes(block: str) -> dict[str, str]:
     """`name: meaning` entries of the Attributes section of a docstring."""
     meanings: dict[str, str] = {}
     name = ""
-    for line in inspect.cleandoc(block.removeprefix("Attributes:").strip("\n")).splitlines():
+    for line in textwrap.dedent(block.removeprefix("Attributes:").strip("\n")).splitlines():
         if line and not line.startswith(" "):
             name, _, meaning = line.partition(": ")
             meanings |= dict.fromkeys(name.split(", "), meaning)

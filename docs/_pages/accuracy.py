@@ -59,32 +59,33 @@ def images(policy: str) -> list[str]:
     shown = sorted({one["keep"] for row in own for one in row}, reverse=True)
     made = ["The embedded LLaVA (256 visual tokens), accuracy in % by the share of tokens kept:\n"]
     made += [grid(result, name, rows, shown, name) for name in result["sets"]]
-    return [*made, _note(result), *_standing(result, own[0])]
+    return [*made, _note(result)]
 
 
 def _note(result: Figure) -> str:
     dense = next(one for one in result["rows"] if one["row"] == "dense")
     facts = [
-        f"{name}: {result['sets'][name]['asked']:,} questions, dense {100 * figure['accuracy']:.1f}"
+        f"{name}: {result['sets'][name]['asked']:,} questions, dense {100 * figure['accuracy']:.2f}"
         for name, figure in dense["sets"].items()
     ]
     return f"± half the 95 % interval; + better, − worse than random tokens on the same questions. {'; '.join(facts)}.\n"
 
 
-def _standing(result: Figure, cells: list[Figure]) -> list[str]:
-    """A sentence for each set: at which budgets it is better or worse than random tokens."""
-    if cells[0]["policy"] == "random":
-        return []
+def standing(policy: str) -> str:
+    """A sentence for each set: at which budgets it is better or worse than random tokens, in front or inside alike."""
+    result = read("accuracy")
+    cells = [o for o in result["rows"] if o["policy"] == policy and " + " not in o["row"] and o["policy"] != "random"]
+    cells = [one for one in cells if one["row"] == cells[0]["row"]]
     said = []
     for name in result["sets"]:
         where: dict[str, list[str]] = {"better": [], "worse": [], "no different": []}
         for one in cells:
-            if name in one["sets"]:
+            if "over_random" in one["sets"].get(name, {}):
                 word = {" +": "better", " −": "worse", "": "no different"}[sign(one["sets"][name])]
                 where[word].append(percent(one["keep"]))
         told = "; ".join(f"{word} at {', '.join(keeps)}" for word, keeps in where.items() if keeps)
-        said.append(f"Against random tokens ({name}): {told}.")
-    return [" ".join(said) + "\n"]
+        said += [f"{name}, {told}"] if told else []
+    return f"against random tokens, {'. On '.join(said)}.".replace("tokens, ", "tokens, on ", 1) if said else ""
 
 
 def inside(policy: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import accuracy, published, timing
 from .policies import COMMON, Described, described, stage_of
-from .text import escaped, paragraph, prose, table
+from .text import GREEK, escaped, paragraph, prose, table
 
 SECTIONS = (
     "What it does",
@@ -74,16 +74,16 @@ def _what(one: Described, links: dict[str, str]) -> str:
         "Prunes": one.kinds,
         "Positions of what is left": one.made.positions,
     }
-    rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+    (head, first), *rest = facts.items()
     usage = one.usage()
     code = f"\n\n```{{ .python .fragment }}\n{usage}\n```" if usage else ""
-    return f"{prose(one.summary, links=links)}\n\n| | |\n|---|---|\n{rows}{code}"
+    return f"{prose(one.summary, links=links)}\n\n{table([head, first], rest, numbers=False)}{code}"
 
 
 def _formula(one: Described, links: dict[str, str]) -> str:
-    names = [field.name for field in one.fields if len(field.name) > 1]
+    names = [field.name for field in one.fields if "_" in field.name or field.name in GREEK]
     parts = [paragraph(block, names, links) for block in one.rule]
-    parts = parts or ["The sentence above is all of it."]
+    parts = parts or [prose(one.summary, links=links)]
     return "\n\n".join(['<div class="rule" markdown>', *parts, "</div>"])
 
 
@@ -103,11 +103,12 @@ def _knobs(one: Described, links: dict[str, str]) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|") if text else ""
+    return f"<code>{escaped(text)}</code>".replace("\\|", "&#124;") if text else ""
 
 
 def _when(one: Described, links: dict[str, str]) -> str:
-    return f"{prose(one.cls.when, links=links)}\n\n**Not where:** {prose(one.cls.limits, links=links)}"
+    seen = accuracy.standing(one.name)
+    return "\n\n".join([prose(one.cls.when, links=links), *([f"Measured here: {seen} See [Accuracy](#accuracy)."] if seen else [])])
 
 
 def _limits(one: Described, links: dict[str, str]) -> str:
@@ -116,11 +117,15 @@ def _limits(one: Described, links: dict[str, str]) -> str:
 
 
 def _cost(one: Described, links: dict[str, str]) -> str:
-    return f"{prose(one.cls.cost, links=links)}. (Operations, and memory beside the inputs, of one unit; N tokens, k kept.)"
+    cost = one.cls.cost[:1].upper() + one.cls.cost[1:]
+    return f"{prose(cost, links=links)}. (Operations, and memory beside the inputs, of one unit; N tokens, k kept.)"
 
 
 def _source(one: Described, links: dict[str, str]) -> str:
-    return "\n\n".join(prose(block, links=links) for block in one.source) or NAMELESS
+    found = [prose(block, links=links) for block in one.source]
+    if not found and one.module:
+        found = [f"The class names no paper. Its module says: *{prose(one.module, links=links)}*"]
+    return "\n\n".join(found) or NAMELESS
 
 
 def _accuracy(one: Described, links: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from functools import cached_property
 
@@ -60,6 +61,11 @@ class Described:
         return [re.sub(r"^Source: ", "", one) for one in found]
 
     @property
+    def module(self) -> str:
+        """First paragraph of the docstring of its module."""
+        return _joined(inspect.cleandoc(sys.modules[self.cls.__module__].__doc__ or "").split("\n\n")[0])
+
+    @property
     def needs(self) -> str:
         return _needs(self.made)
 
@@ -96,14 +102,21 @@ class Described:
         hint = typing.get_type_hints(self.cls)[field.name]
         if hint is bool:
             return "True or False"
-        for probe in PROBES:
-            try:
-                self.cls(**{field.name: probe})
-            except tokenprune.errors.TokenPruneError as error:
-                return allowed(str(error))
-            except TypeError:
-                continue
-        return "as its type says"
+        said = filter(None, (self._refused(field.name, probe) for probe in PROBES))
+        found = next(said, "") or "as its type says"
+        optional = type(None) in typing.get_args(hint) and field.default is None and found != "as its type says"
+        return found if not optional or "None" in found else f"{found}, or None"
+
+    def _refused(self, field: str, value: object) -> str:
+        """What the class says it takes, when it is given this value; empty if it says nothing of this field."""
+        try:
+            self.cls(**{field: value})
+        except tokenprune.errors.TokenPruneError as error:
+            name, _, _ = str(error).partition("=")
+            return allowed(str(error)) if field.endswith(name) else ""
+        except TypeError:
+            return ""
+        return ""
 
     def usage(self) -> str:
         """Lines of Python that wrap a model with it; none for what does not go through `wrap`."""
@@ -129,14 +142,15 @@ def allowed(message: str) -> str:
     """`"theta=2 is not in (0, 1): give such a float."` -> `"in (0, 1)"`"""
     _, _, told = message.partition(" is ")
     told, _, remedy = told.rstrip(".").partition(": ")
-    remedy = re.sub(r"^give ", "", remedy)
-    if told.startswith("neither "):
-        return told.removeprefix("neither ").replace(" nor ", " or ")
-    if told.startswith("not ") and told != "not a count":
-        return told.removeprefix("not ").removeprefix("one of ")
+    remedy = re.sub(r"^give |, \(-1,\)$", "", remedy)
+    kind = re.sub(r"^(not one of|not|no|neither) ", "", told).replace(" nor", " or")
+    if told.startswith("given "):
+        return ""
     if told.startswith("no tuple"):
-        return f"a tuple: {remedy}" if remedy and remedy != "one" else f"a {told.removeprefix('no ')}"
-    return remedy or told.removeprefix("no ")
+        return f"a {kind}" if remedy in ("", "one") else f"a tuple: {remedy.removeprefix('give ')}"
+    if told.startswith(("not a count", "no ")) and remedy and not remedy.endswith(", say"):
+        return remedy.replace("one,", f"{kind},", 1)
+    return kind
 
 
 def described() -> list[Described]:
@@ -151,6 +165,3 @@ def stage_of(one: Described) -> str:
         return "For videos, in front of the language model"
     return STAGES.get(one.cls.stage, one.cls.stage)
 
-
-def first_sentence(text: str) -> str:
-    return inspect.cleandoc(text).split("\n\n")[0]

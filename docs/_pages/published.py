@@ -9,7 +9,8 @@ from tokenprune.eval.recipes import reading
 from .text import prose, table
 
 PICTURE_TEXT = ("TextVQA", "OCRBench", "DocVQA", "ChartQA", "AI2D")
-READING_MODEL = "qwen2.5-vl-7b"
+MODELS = {"qwen2.5-vl-7b": "Qwen2.5-VL-7B", "llava-next-7b": "LLaVA-NeXT-7B", "llava-1.5-7b": "LLaVA-1.5-7B"}
+CROPS = 5  # of LLaVA-NeXT
 
 
 @cache
@@ -38,19 +39,24 @@ def of(policy: str) -> list[str]:
     return made
 
 
-def reading_text() -> str:
-    """All published rows about text in pictures at a quarter or so of the tokens, percent of the dense model."""
+def reading_text(model: str, total: int, names: tuple[str, ...] = PICTURE_TEXT) -> str:
+    """Published rows about text in pictures, of one model, whose dense form has `total` visual tokens."""
     lines = []
     for recipe in recipes():
-        if recipe.model != READING_MODEL or not recipe.dense:
+        if recipe.model != model or not set(names) & set(recipe.dense):
             continue
-        lines.append([f"{recipe.method}, dense", *(_plain(recipe.dense, name) for name in PICTURE_TEXT), prose(recipe.source)])
+        lines.append([f"{recipe.method}: dense", *(_plain(recipe.dense, name) for name in names), prose(recipe.source)])
         for row in recipe.rows:
-            kept = row.policy.partition("keep=")[2].split(",")[0].rstrip(")")
-            share = f"{int(kept) / 1296:.0%}" if kept.isdigit() else f"{float(kept):.0%}"
-            cells = [_plain(row.expected, name) for name in PICTURE_TEXT]
-            lines.append([f"`{recipe.method}`, {share.replace('%', ' %')}", *cells, ""])
-    return table(["Qwen2.5-VL-7B", *PICTURE_TEXT, "source"], lines)
+            cells = [_plain(row.expected, name) for name in names]
+            lines.append([f"{recipe.method}: {share(row.policy, total)}", *cells, ""])
+    return table([MODELS[model], *names, "source"], lines)
+
+
+def share(policy: str, total: int) -> str:
+    """`"visionzip(keep=128, per='crop')"` of 2,880 tokens in 5 crops -> `"22 %"`"""
+    kept = float(policy.partition("keep=")[2].split(",")[0].rstrip(")"))
+    crops = CROPS if "per='crop'" in policy and "of=" not in policy else 1
+    return f"{kept * crops / total if kept > 1 else kept:.0%}".replace("%", " %")
 
 
 def _plain(values: dict[str, float], name: str) -> str:

@@ -13,7 +13,7 @@ GREEK = dict(
 SIGNS = {"<=": "≤", ">=": "≥", "->": "→", " * ": " · "}
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|-])")
 INDEX = r"(?:[A-Za-z0-9]+|\([^()]*\)[a-z]?)"
-SYMBOL = re.compile(rf"(?<![\w`])([A-Za-z]|[A-Z]\w[A-Z]|{'|'.join(GREEK)}|argmax|argmin|max|min)((?:[_^]{INDEX})+)(?!\w)")
+SYMBOL = re.compile(rf"(?<![\w`])([A-Za-z]'?|[A-Z]\d[A-Z]|{'|'.join(GREEK)}|argmax|argmin|max|min)((?:[_^]{INDEX})+)(?!\w)")
 
 
 def escaped(text: str) -> str:

@@ -25,7 +25,7 @@ class CoViPAL(ProjectorPolicy):
     the language model would read them. Of u + d sqrt(k / N) logit(t), where t is an ordered dither over the grid, the k
     largest stay, the lowest index on ties.
 
-    Args:
+    Attributes:
         predictor: folder or hub id of a module that `tokenprune train covipal` made for this model, or the module.
 
     Source: Tang et al., "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models",

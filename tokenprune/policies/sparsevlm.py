@@ -40,7 +40,7 @@ class SparseVLM(RecyclingPolicy):
     Attributes:
         layers: l; tokens leave the input of the layer behind it.
         tau, theta: shares of the others that are recycled, and of clusters among these; tau = 0 recycles nothing.
-        heads: of "plus", an int or a share of the layer's heads.
+        version, heads: as above; the heads of "plus" are an int or a share of the layer's heads.
         counts: "schedule", or "rank", the paper's rule: int(13.5 rank(P)) tokens of a prompt stay at each layer and the
             merged on top, P [raters, V] the mean over heads, whatever the budget names. Layers 2, 6, 15, 19 then.
         strict_paper: the schedule names kept tokens, and merged ones come on top; "plus" refuses where g <= 0.
