@@ -4,13 +4,13 @@ READY := .venv/.ready
 IMAGE ?=
 QUESTION ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
-# Everything `demo`, `test` and `lint` need, once.
+# Everything `demo`, `test`, `lint` and `docs` need, once.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[test,eval]"
+	$(BIN)/pip install --quiet --editable ".[test,eval,docs]"
 	touch $@
 
 demo: $(READY)
@@ -23,5 +23,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site

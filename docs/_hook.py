@@ -1,4 +1,4 @@
-"""What mkdocs does before it builds: pages made of the code and of the committed results are added to those written here.
+"""What mkdocs does before it builds: pages made of the code and of the committed results join those written here.
 
 Pages written here say `{{ name }}` where a part of theirs is made: see `_pages.parts`.
 """

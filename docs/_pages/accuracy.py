@@ -13,7 +13,7 @@ Figure = dict[str, Any]
 
 
 def percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %")
+    return f"{share:.0%}".replace("%", "\u00a0%")
 
 
 def cell(figure: Figure, against: str = "over_random") -> str:
@@ -68,7 +68,9 @@ def _note(result: Figure) -> str:
         f"{name}: {result['sets'][name]['asked']:,} questions, dense {100 * figure['accuracy']:.2f}"
         for name, figure in dense["sets"].items()
     ]
-    return f"± half the 95 % interval; + better, − worse than random tokens on the same questions. {'; '.join(facts)}.\n"
+    return (
+        f"± half the 95 % interval; + better, − worse than random tokens on the same questions. {'; '.join(facts)}.\n"
+    )
 
 
 def standing(policy: str) -> str:
@@ -143,7 +145,9 @@ def videos(policy: str) -> list[str]:
         return []
     exact = [one for one in result["rows"] if one.get("group") == "exact"]
     references = [*BESIDE, "uniform-frames"] if own[0][0]["group"] != "inside" else ["random-layers", *BESIDE]
-    every = exact if own[0][0]["group"] != "inside" else [*exact, *(o for o in result["rows"] if o["group"] == "inside")]
+    every = (
+        exact if own[0][0]["group"] != "inside" else [*exact, *(o for o in result["rows"] if o["group"] == "inside")]
+    )
     fronts = {name for row in own for one in row for name in one["against"].values() if " + " in name}
     beside = grouped([one for one in every if one["policy"] in references and one["policy"] != policy])
     beside += grouped([one for one in result["rows"] if one["row"] in fronts])
@@ -155,11 +159,11 @@ def videos(policy: str) -> list[str]:
         label = f"**{cells[0]['row']}**" if cells[0]["row"] in names else cells[0]["row"]
         lines.append([label, *(_clip(by[keep]) if keep in by else "" for keep in shown)])
     return [
-        "The embedded video model (8 frames of 64 tokens), accuracy in % by the share of tokens kept; of policies inside "
-        "the language model by the share its layers read on average, with the prefill FLOPs in brackets:\n",
+        "The embedded video model (8 frames of 64 tokens), accuracy in % by the share of tokens kept; of policies "
+        "inside the language model by the share its layers read on average, with the prefill FLOPs in brackets:\n",
         table(["clips", *(f"{percent(keep)} ({round(512 * keep)})" for keep in shown)], lines),
-        f"{result['sets']['clips']['asked']:,} clips, dense 99.9; + better, − worse than random tokens. *strict*: the count "
-        "of the released code; *compact* and *original*: the other kind of positions than the policy's own.\n",
+        f"{result['sets']['clips']['asked']:,} clips, dense 99.9; + better, − worse than random tokens. *strict*: the "
+        "count of the released code; *compact* and *original*: the other kind of positions than the policy's own.\n",
     ]
 
 
@@ -171,7 +175,10 @@ def _clip(one: Figure) -> str:
 def towers(policy: str) -> list[str]:
     """Of the classifiers of images and clips."""
     made = []
-    models = {"vision_vit": "classifier of images (ViT, 256 patches)", "vision_motion": "classifier of clips (VideoMAE)"}
+    models = {
+        "vision_vit": "classifier of images (ViT, 256 patches)",
+        "vision_motion": "classifier of clips (VideoMAE)",
+    }
     for name, model in models.items():
         result = read(name)
         rows = [one for one in result["rows"] if one["row"].split(",")[0] == policy]
@@ -187,9 +194,9 @@ def towers(policy: str) -> list[str]:
         dense = next(one for one in result["rows"] if one["row"] == "dense")["sets"][questions]
         flops = {keep: min(one["flops"] for one in rows if one["keep"] == keep) for keep in shown}
         made += [
-            f"The {model} trained here, accuracy in % (and how many times as fast as dense) by the FLOPs of the blocks:\n",
+            f"The {model} trained here, accuracy in % (and times as fast as dense) by the FLOPs of the blocks:\n",
             table([questions, *(percent(flops[keep]) for keep in shown)], lines),
-            f"{result['sets'][questions]['asked']:,} pictures or clips, dense {100 * dense['accuracy']:.1f}. Times of a "
+            f"{result['sets'][questions]['asked']:,} of them, dense {100 * dense['accuracy']:.1f}. Times of a "
             f"model this small, in float32 on {result['machine']}, batch {result['batch']}.\n",
         ]
     return made
@@ -216,8 +223,8 @@ def texts(policy: str) -> list[str]:
         lines.append([f"{label}: cosine", *(f"{by[share]['cosine']:.3f}" for share in shares)])
         lines.append([f"{label}: halves found, %", *(f"{100 * by[share]['top1']:.1f}" for share in shares)])
     return [
-        f"{result['model']}, {result['texts']} paragraphs that nothing was trained on: cosine to the embedding of the whole "
-        "paragraph, and how many halves find their other half:\n",
+        f"{result['model']}, {result['texts']} paragraphs that nothing was trained on: cosine to the embedding of the "
+        "whole paragraph, and how many halves find their other half:\n",
         table(["tokens kept", *map(percent, shares)], lines),
     ]
 
@@ -232,9 +239,9 @@ def _skipping() -> list[str]:
         lines.append([label, *(f"{by[s]['perplexity']:.2f} · {100 * by[s]['choice']:.0f}" for s in shares)])
     dense = next(one for one in result["rows"] if one["way"] == "dense")
     return [
-        f"{result['model']}: perplexity of what follows a prompt of {result['task']['prompt']} tokens · how often it is "
-        f"told from three others, in % (dense {dense['perplexity']:.2f} · {100 * dense['choice']:.0f}), by the share of "
-        "(token, block) pairs skipped:\n",
+        f"{result['model']}: perplexity of what follows a prompt of {result['task']['prompt']} tokens · how often it "
+        f"is told from three others, in % (dense {dense['perplexity']:.2f} · {100 * dense['choice']:.0f}), by the "
+        "share of (token, block) pairs skipped:\n",
         table(["router", *map(percent, shares)], lines),
     ]
 

@@ -91,7 +91,9 @@ def _knobs(one: Described, links: dict[str, str]) -> str:
     rows = []
     for field in one.fields:
         meaning = prose(one.meanings.get(field.name, ""), links=links)
-        rows.append([f"`{field.name}`", _code(one.type(field)), _code(one.default(field)), escaped(one.range(field)), meaning])
+        rows.append(
+            [f"`{field.name}`", _code(one.type(field)), _code(one.default(field)), escaped(one.range(field)), meaning]
+        )
     made = [table(["field", "type", "default", "takes", "meaning"], rows, numbers=False)] if rows else []
     if not rows:
         made.append("It has no fields of its own.\n")
@@ -108,7 +110,9 @@ def _code(text: str) -> str:
 
 def _when(one: Described, links: dict[str, str]) -> str:
     seen = accuracy.standing(one.name)
-    return "\n\n".join([prose(one.cls.when, links=links), *([f"Measured here: {seen} See [Accuracy](#accuracy)."] if seen else [])])
+    return "\n\n".join(
+        [prose(one.cls.when, links=links), *([f"Measured here: {seen} See [Accuracy](#accuracy)."] if seen else [])]
+    )
 
 
 def _limits(one: Described, links: dict[str, str]) -> str:
@@ -142,10 +146,12 @@ def _caution(one: Described) -> str:
     if one.cls.stage in ("encoder", "skip"):
         return ""
     return (
-        "!!! warning \"A small model on drawn scenes\"\n\n    These figures say what the method does to that model. Do not carry "
-        "the ranking over to photographs: [why](../choosing.md#what-the-measurements-here-can-say).\n"
+        '!!! warning "A small model on drawn scenes"\n\n    These figures say what the method does to that model. Do '
+        "not carry the ranking over to photographs: [why](../choosing.md#what-the-measurements-here-can-say).\n"
     )
 
 
 def _time(one: Described, links: dict[str, str]) -> str:
-    return "\n".join(timing.measured(one.name) or ["It is not in the committed timings; what it computes is under Cost."])
+    return "\n".join(
+        timing.measured(one.name) or ["It is not in the committed timings; what it computes is under Cost."]
+    )

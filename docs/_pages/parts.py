@@ -80,7 +80,15 @@ def shares() -> str:
         parts = [dense["vision_ms"][0], dense["prefill_ms"][0], whole, dense["decode_ms_per_token"][0]]
         limit = whole / dense["vision_ms"][0]
         lines.append([result["shape"], f"{dense['total']:,}", *(f"{part:,.1f}" for part in parts), f"{limit:.1f}x"])
-    head = ["shape", "visual tokens", "tower, ms", "prefill, ms", "TTFT, ms", "a further token, ms", "at most, tower left alone"]
+    head = [
+        "shape",
+        "visual tokens",
+        "tower, ms",
+        "prefill, ms",
+        "TTFT, ms",
+        "a further token, ms",
+        "at most, tower left alone",
+    ]
     return table(head, lines)
 
 
@@ -121,5 +129,6 @@ def commands() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (families, quarter, clips, bench, shares, small, events, reading_qwen, reading_next, commands)
+    part.__name__: part
+    for part in (families, quarter, clips, bench, shares, small, events, reading_qwen, reading_next, commands)
 }

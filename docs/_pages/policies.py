@@ -95,7 +95,7 @@ class Described:
         return _default(field)
 
     def type(self, field: dataclasses.Field) -> str:
-        return str(field.type)
+        return field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
 
     def range(self, field: dataclasses.Field) -> str:
         """What the class takes, in the words in which it refuses something else."""
@@ -164,4 +164,3 @@ def stage_of(one: Described) -> str:
     if one.cls.stage == "projector" and one.made.kinds == {"video"}:
         return "For videos, in front of the language model"
     return STAGES.get(one.cls.stage, one.cls.stage)
-

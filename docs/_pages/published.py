@@ -41,22 +41,24 @@ def of(policy: str) -> list[str]:
 
 def reading_text(model: str, total: int, names: tuple[str, ...] = PICTURE_TEXT) -> str:
     """Published rows about text in pictures, of one model, whose dense form has `total` visual tokens."""
-    lines = []
+    lines, sources = [], {}
     for recipe in recipes():
         if recipe.model != model or not set(names) & set(recipe.dense):
             continue
-        lines.append([f"{recipe.method}: dense", *(_plain(recipe.dense, name) for name in names), prose(recipe.source)])
+        sources.setdefault(prose(recipe.source), []).append(f"`{recipe.method}`")
+        lines.append([f"**{recipe.method}**, dense", *(_plain(recipe.dense, name) for name in names)])
         for row in recipe.rows:
             cells = [_plain(row.expected, name) for name in names]
-            lines.append([f"{recipe.method}: {share(row.policy, total)}", *cells, ""])
-    return table([MODELS[model], *names, "source"], lines)
+            lines.append([f"{recipe.method}, {share(row.policy, total)}", *cells])
+    told = "; ".join(f"{', '.join(methods)}: {source}" for source, methods in sources.items())
+    return f"{table([MODELS[model], *names], lines)}\nSources: {told}.\n"
 
 
 def share(policy: str, total: int) -> str:
     """`"visionzip(keep=128, per='crop')"` of 2,880 tokens in 5 crops -> `"22 %"`"""
     kept = float(policy.partition("keep=")[2].split(",")[0].rstrip(")"))
     crops = CROPS if "per='crop'" in policy and "of=" not in policy else 1
-    return f"{kept * crops / total if kept > 1 else kept:.0%}".replace("%", " %")
+    return f"{kept * crops / total if kept > 1 else kept:.0%}".replace("%", "\u00a0%")
 
 
 def _plain(values: dict[str, float], name: str) -> str:

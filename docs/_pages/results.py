@@ -52,7 +52,9 @@ def title(name: str) -> str:
 
 
 def nav() -> list[dict[str, str]]:
-    return [{"All measurements": "measurements/index.md"}] + [{title(one): f"measurements/{one}.md"} for one in written()]
+    return [{"All measurements": "measurements/index.md"}] + [
+        {title(one): f"measurements/{one}.md"} for one in written()
+    ]
 
 
 def pages() -> dict[str, str]:
@@ -60,9 +62,9 @@ def pages() -> dict[str, str]:
     made = {f"measurements/{one}.md": f"# {title(one)}\n\n{(RESULTS / f'{one}.md').read_text()}" for one in written()}
     rows = "\n".join(f"- [{title(one)}]({one}.md)" for one in written())
     made["measurements/index.md"] = (
-        "# Measurements\n\nThe tables that are committed in `eval/results`, as the programs wrote them; each has a JSON "
-        "of the same name beside it. What they mean is said in [Choosing a policy](../choosing.md) and [Performance]"
-        f"(../performance.md).\n\n{rows}\n"
+        "# Measurements\n\nThe tables that are committed in `eval/results`, as the programs wrote them; each has a "
+        "JSON of the same name beside it. What they mean is said in [Choosing a policy](../choosing.md) and "
+        f"[Performance](../performance.md).\n\n{rows}\n"
     )
     return made
 

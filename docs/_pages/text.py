@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 GREEK = dict(
-    zip(
-        ("alpha", "beta", "gamma", "delta", "theta", "kappa", "lambda", "mu", "rho", "tau"), "αβγδθκλμρτ", strict=True
-    )
+    zip(("alpha", "beta", "gamma", "delta", "theta", "kappa", "lambda", "mu", "rho", "tau"), "αβγδθκλμρτ", strict=True)
 )
 SIGNS = {"<=": "≤", ">=": "≥", "->": "→", " * ": " · "}
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|-])")
 INDEX = r"(?:[A-Za-z0-9]+|\([^()]*\)[a-z]?)"
-SYMBOL = re.compile(rf"(?<![\w`])([A-Za-z]'?|[A-Z]\d[A-Z]|{'|'.join(GREEK)}|argmax|argmin|max|min)((?:[_^]{INDEX})+)(?!\w)")
+SYMBOL = re.compile(
+    rf"(?<![\w`])([A-Za-z]'?|[A-Z]\d[A-Z]|{'|'.join(GREEK)}|argmax|argmin|max|min)((?:[_^]{INDEX})+)(?!\w)"
+)
 
 
 def escaped(text: str) -> str:

@@ -40,18 +40,20 @@ def bench(policy: str) -> list[str]:
         "`tokenprune bench`, two published shapes scaled to a CPU, random weights; TTFT: time to the first token from "
         "pixels, as a multiple of the dense model's speed:\n",
         table(head, lines),
-        f"{'; '.join(facts)}. A selection does not shrink with the width of the model, so beside a model hundreds of times "
-        "cheaper than the real one it looks large: see [Performance](../performance.md).\n",
+        f"{'; '.join(facts)}. A selection does not shrink with the width of the model, so beside a model hundreds "
+        "of times cheaper than the real one it looks large: see [Performance](../performance.md).\n",
     ]
 
 
 def percent_of(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def embedded(policy: str) -> list[str]:
     """Of the embedded model, whose language model is so small that a selection is a large part of the time."""
-    rows = [one for one in read("accuracy")["rows"] if one["policy"] == policy and one["times"] and " + " not in one["row"]]
+    rows = [
+        one for one in read("accuracy")["rows"] if one["policy"] == policy and one["times"] and " + " not in one["row"]
+    ]
     if not rows:
         return []
     names, shown = list(rows[0]["times"]), sorted({one["keep"] for one in rows}, reverse=True)
@@ -75,7 +77,9 @@ def growth(policy: str) -> list[str]:
         if rows and slope is not None:
             shown = rows if axis == "frames" else [one for one in rows if one["x"] in (256, 1024, 4096, 16384)]
             cells = ", ".join(f"{one['x']:,}: {1000 * one['seconds']:,.1f} ms" for one in shown)
-            said.append(f"Selection alone by {unit}, an eighth of them kept: {cells}. It grows with the power {slope:.1f}.")
+            said.append(
+                f"Selection alone by {unit}, an eighth of them kept: {cells}. It grows with the power {slope:.1f}."
+            )
     peaks = {one["what"]: one["peak_mib"] for one in read("selection_speed")["memory"] if one["of"] != "selector"}
     if policy in peaks:
         said.append(f"At 16,384 tokens it holds {peaks[policy]:.1f} MiB beside its inputs.")
@@ -102,8 +106,8 @@ def events(policy: str) -> list[str]:
         )
     head = ["hidden size x layers, visual tokens", "policy", "events", "prefill", "FLOPs", "events at a loss"]
     return [
-        f"Scoring and shortening (events) and the whole prefill behind it, in % of the dense prefill ({result['machine']}, "
-        "float32, batch 1, random weights):\n",
+        f"Scoring and shortening (events) and the whole prefill behind it, in % of the dense prefill "
+        f"({result['machine']}, float32, batch 1, random weights):\n",
         table(head, lines),
     ]
 
@@ -114,8 +118,8 @@ def videos(policy: str) -> list[str]:
         if one["policy"] == policy:
             return [
                 f"{result['visual']:,} tokens of 32 frames cut to {result['kept']}: the selection takes "
-                f"{100 * one['of_dense']:.2f} % of the dense prefill, the prefill behind it {percent_of(result['prefill'])} "
-                f"(decoder of LLaVA-OneVision-0.5B's size, {result['machine']}).\n"
+                f"{100 * one['of_dense']:.2f} % of the dense prefill, the prefill behind it "
+                f"{percent_of(result['prefill'])} (decoder of LLaVA-OneVision-0.5B's size, {result['machine']}).\n"
             ]
     return []
 
