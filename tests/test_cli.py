@@ -94,6 +94,11 @@ def test_show_tells_what_inherited_fields_mean_after_those_of_its_own(call):
     assert "    image = Resize(keep=0.25, multiple=28).image(picture)\n" in call("show", "resize").stdout
 
 
+def test_show_tells_all_of_a_meaning_that_takes_several_lines(call):
+    text = " ".join(re.sub(r" {2,}", " ", line) for line in call("show", "divprune").stdout.splitlines())
+    assert "row of one, P is 1." in " ".join(text.split())
+
+
 def test_show_tells_when_to_use_it_and_its_limits(call):
     text = call("show", "holov").stdout
     assert re.search(r"needs +attention of the class token or received \(vision layer that is read\), features", text)

@@ -50,11 +50,16 @@ def overview(every: list[Described]) -> str:
     ]
     for stage in dict.fromkeys(map(stage_of, every)):
         rows = [
-            [f"[`{one.name}`]({one.name}.md)", prose(one.summary), prose(one.needs), one.kinds]
+            [
+                f"[`{one.name}`]({one.name}.md)",
+                prose(one.summary),
+                prose(one.needs),
+                "both" if one.made.kinds == {"image", "video"} else one.kinds,
+            ]
             for one in every
             if stage_of(one) == stage
         ]
-        lines.append(f"## {stage}\n\n" + table(["policy", "what it does", "looks at", "of"], rows, numbers=False))
+        lines.append(f"## {stage}\n\n" + table(["policy", "what it does", "looks at", "prunes"], rows, numbers=False))
     return "\n".join(lines)
 
 

@@ -89,7 +89,8 @@ class Described:
 
     @property
     def kinds(self) -> str:
-        return " and ".join(f"{kind}s" for kind in sorted(self.made.kinds))
+        *first, last = (f"{kind}s" for kind in sorted(self.made.kinds))
+        return f"{', '.join(first)} and {last}" if first else last
 
     def default(self, field: dataclasses.Field) -> str:
         return _default(field)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 GREEK = dict(
     zip(("alpha", "beta", "gamma", "delta", "theta", "kappa", "lambda", "mu", "rho", "tau"), "αβγδθκλμρτ", strict=True)
 )
-SIGNS = {"<=": "≤", ">=": "≥", "->": "→", " * ": " · "}
+SIGNS = {"<=": "≤", ">=": "≥", "->": "→", "<-": "←", " * ": " · "}
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|-])")
 INDEX = r"(?:[A-Za-z0-9]+|\([^()]*\)[a-z]?)"
 SYMBOL = re.compile(

@@ -48,6 +48,7 @@ class FTP(SkipPolicy):
 
     cost: ClassVar = "per block, 16 rows of attention (16 n H d multiply-adds) and 384 n of the router"
     when: ClassVar = "For long prompts of any tokens, visual or text, at up to about a fifth of the pairs skipped."
+    reads: ClassVar[str] = "places, and the attention of the last 16 tokens"
     limits: ClassVar = "No token leaves: decode steps stay as deep, and caches shrink by the share skipped only."
 
     predictor: str | Path | TokenRouter | None = None
