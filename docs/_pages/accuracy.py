@@ -9,6 +9,7 @@ from .text import table
 
 BESIDE = ("random", "uniform")
 ENCODERS = {"adtp": "adtp", "text-random": "random", "text-first": "first", "text-norm": "norm"}
+STANDING = {"accuracy": "keep", "video_accuracy": "keep", "vision_vit": "flops", "vision_motion": "flops"}
 Figure = dict[str, Any]
 
 
@@ -75,19 +76,21 @@ def _note(result: Figure) -> str:
 
 def standing(policy: str) -> str:
     """A sentence for each set: at which budgets it is better or worse than random tokens, in front or inside alike."""
-    result = read("accuracy")
-    cells = [o for o in result["rows"] if o["policy"] == policy and " + " not in o["row"] and o["policy"] != "random"]
-    cells = [one for one in cells if one["row"] == cells[0]["row"]]
     said = []
-    for name in result["sets"]:
-        where: dict[str, list[str]] = {"better": [], "worse": [], "no different": []}
-        for one in cells:
-            if "over_random" in one["sets"].get(name, {}):
-                word = {" +": "better", " −": "worse", "": "no different"}[sign(one["sets"][name])]
-                where[word].append(percent(one["keep"]))
-        told = "; ".join(f"{word} at {', '.join(keeps)}" for word, keeps in where.items() if keeps)
-        said += [f"{name}, {told}"] if told else []
-    return f"against random tokens, {'. On '.join(said)}.".replace("tokens, ", "tokens, on ", 1) if said else ""
+    for name, what in STANDING.items():
+        result = read(name)
+        cells = [one for one in result["rows"] if one["row"].partition("(")[0] == policy != "random"]
+        for questions in result["sets"]:
+            where: dict[str, list[str]] = {"better": [], "no different": [], "worse": []}
+            for one in cells:
+                figure = one["sets"].get(questions, {})
+                if "over_random" in figure:
+                    word = {" +": "better", " −": "worse", "": "no different"}[sign(figure)]
+                    where[word].append(percent(one[what]))
+            told = ", ".join(f"{word} at {', '.join(keeps)}" for word, keeps in where.items() if keeps)
+            of = " of the FLOPs" if what == "flops" else ""
+            said += [f"on {questions}, {told}{of}"] if told else []
+    return f"against random tokens, {'; '.join(said)}." if said else ""
 
 
 def inside(policy: str) -> list[str]:

@@ -46,7 +46,8 @@ def pages() -> dict[str, str]:
 def overview(every: list[Described]) -> str:
     lines = [
         "# All policies\n\nEach page has the same outline. Which one to take: [Choosing a policy](../choosing.md). "
-        "`tokenprune list` and `tokenprune show NAME` print the same in a terminal.\n"
+        "`tokenprune list` and `tokenprune show NAME` print the same in a terminal. Yours is not "
+        "among them: [Add a policy](../tutorials/add-a-policy.md).\n"
     ]
     for stage in dict.fromkeys(map(stage_of, every)):
         rows = [
@@ -114,10 +115,11 @@ def _code(text: str) -> str:
 
 
 def _when(one: Described, links: dict[str, str]) -> str:
-    seen = accuracy.standing(one.name)
-    return "\n\n".join(
-        [prose(one.cls.when, links=links), *([f"Measured here: {seen} See [Accuracy](#accuracy)."] if seen else [])]
-    )
+    parts = [prose(one.cls.when, links=links)]
+    if seen := accuracy.standing(one.name):
+        why = "[what such figures can say](../choosing.md#what-the-measurements-here-can-say)"
+        parts.append(f"Measured here: {seen} See [Accuracy](#accuracy), and {why}.")
+    return "\n\n".join(parts)
 
 
 def _limits(one: Described, links: dict[str, str]) -> str:
