@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ from ..inside import Inside
 KEEPS = (0.25, 0.11, 0.05, 0.02)
 SEEDS, TIMED = 3, 0.05
 GRID = (1, 16, 16)
-PREDICTOR = Path(shapes.CHECKPOINT) / "covipal"
 RIVALS = ("random", "uniform", "uniform + fastv")  # differences to these are told
 
 
 def rows(predictor: Path) -> dict[str, list[Any]]:
     """Row -> policies without a budget. The best of the accuracy table, in front and combined, and what is usual."""
+    trained = CoViPAL(predictor=predictor)
     behind = Inside(policy=FastV(), drops=(1,), front=Uniform(), row="fastv")
     return {
-        "covipal": [CoViPAL(predictor=predictor)],
+        "covipal": [trained],
+        "covipal + fastv": [replace(behind, front=trained)],
         "random": [Random(seed=seed) for seed in range(SEEDS)],
         "uniform": [Uniform()],
         "uniform + fastv": [behind],
@@ -156,7 +158,7 @@ def _signed(one: dict[str, float]) -> str:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokenprune.eval.learned.covipal", description=__doc__.splitlines()[0])
-    parser.add_argument("--predictor", type=Path, default=PREDICTOR, help="folder of the module")
+    parser.add_argument("--predictor", type=Path, default=shapes.PREDICTOR, help="folder of the module")
     parser.add_argument("--scenes", type=int, default=2400, help="held-out scenes, one question each")
     parser.add_argument("--easy", type=int, default=2400, help="questions of easy-VQA's test split")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of time measurements")
