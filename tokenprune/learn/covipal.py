@@ -130,6 +130,7 @@ def train_covipal(
         ).to(model.device)
     teacher = Teacher(model, guide=recipe.guide if recipe.signal == "attention" else None)
     remembered: dict[int, _Task] = {}
+    checked: list[int] = []
 
     def imitated(number: int) -> _Task:
         """One of the first `remember` batches; the same whenever it is asked for, also by a run that goes on."""
@@ -147,6 +148,9 @@ def train_covipal(
     def taught(number: int) -> tuple[Lesson, list[VisualTokens]]:
         batch = [examples(number * recipe.batch + i) for i in range(recipe.batch)]
         lesson = teacher.lesson(encoded(processor, model, batch))
+        if not checked:
+            teacher.check(lesson)
+            checked.append(number)
         return lesson, [group.tokens for group in lesson.groups]
 
     def scored(tokens: list[VisualTokens]) -> list[Tensor]:
@@ -207,10 +211,9 @@ def _worth(
     """What every token is worth at these gates, [G, N] of mean 0 and deviation 1 per image, and the losses there."""
     if len(lesson.targets) == 0:
         raise InputError("data: no answer in this batch has a token of the model's vocabulary.")
-    places = torch.cat([group.places.flatten(0, 1) for group in lesson.groups])
     with torch.enable_grad():
         gates = [one.to(teacher.model.device, copy=True).requires_grad_() for one in gates]
-        logits = teacher.retold(places, torch.cat([one.log().flatten() for one in gates]))
+        logits = teacher.retold(lesson.places, torch.cat([one.log().flatten() for one in gates]))
         words, distill = losses.words(logits, lesson.targets), losses.distillation(logits, lesson.logits)
         nats = len(logits) * (recipe.words * words + recipe.distill * distill)
         slopes = torch.autograd.grad(nats, gates)
