@@ -23,7 +23,13 @@ from tokenprune.cli import one_sentence, open_image
 from tokenprune.eval import shapes
 
 BUDGETS = (0.5, 0.25, 0.11, 0.05)
-POLICIES = ("cdpruner", "divprune", "uniform", "random", "pool")
+POLICIES = {  # name -> its fields
+    "covipal": {"predictor": shapes.PREDICTOR},
+    "cdpruner": {},
+    "divprune": {},
+    "uniform": {},
+    "random": {},
+}
 SCENES = 3  # committed ones shown
 SIDE = 384  # px of a picture in the figure
 QUESTION = "how many objects are there?"  # asked about a picture that came without a question
@@ -112,10 +118,11 @@ class Asker:
 def answer_all(asker: Asker) -> tuple[Result, dict[tuple[str, float], Result]]:
     """The dense result, and one for every policy and budget."""
     dense, pruned = asker.ask(), {}
-    for policy in POLICIES:
+    for name, fields in POLICIES.items():
         for keep in BUDGETS:
-            with tokenprune.wrap(asker.model, policy, keep=keep, timing=True) as handle:
-                pruned[policy, keep] = asker.ask(handle)
+            policy = tokenprune.get_policy(name)(keep=keep, **fields)
+            with tokenprune.wrap(asker.model, policy, timing=True) as handle:
+                pruned[name, keep] = asker.ask(handle)
     return dense, pruned
 
 
@@ -126,7 +133,7 @@ def answers_table(task: Task, dense: Result, pruned: dict[tuple[str, float], Res
     table = Table(title=title, title_justify="left", title_style="", header_style="bold")
     table.add_column("policy")
     for keep in BUDGETS:
-        report = pruned[POLICIES[0], keep].report
+        report = pruned["uniform", keep].report
         table.add_column(f"{keep:.0%} ({report.kept}/{report.total})", justify="center")
     for policy in POLICIES:
         table.add_row(policy, *(colored(pruned[policy, keep].answer, right) for keep in BUDGETS))
@@ -191,7 +198,7 @@ def run(tasks: list[Task], out: Path, repeats: int) -> None:
             times.setdefault((policy, f"{keep:.0%}"), []).append(result)
         blocks.append(picture.Block(shown(task.image), task.question, task.truth, dense.answer, pruned))
     console.print(times_table(times))
-    picture.draw(blocks, POLICIES, BUDGETS, out)
+    picture.draw(blocks, tuple(POLICIES), BUDGETS, out)
     console.print(f"\nwrote [bold]{out}[/bold]: kept patches bright, dropped ones dark")
 
 

@@ -264,8 +264,7 @@ def _skip_stage(model: Any, policies: list[Policy], options: Options) -> SkipSta
     policy = _alone(SkipPolicy, policies, options)
     parts = find_skip_parts(model)
     _check_free(type(parts.model).__name__, parts.outer, (parts.model, parts.outer, parts.decoder))
-    if policy.trained is not None:
-        check_fingerprint(policy.trained.base, parts.model, policy.name)
+    _check_trained(policy, parts.model)
     return SkipStage(parts, policy)
 
 
@@ -276,8 +275,7 @@ def _encoder_stage(model: Any, policies: list[Policy], options: Options) -> Enco
         raise InvalidArgumentError(f"ratio=None leaves {policy.name!r} without a budget: give a share in (0, 1].")
     parts = find_encoder(model)
     _check_free(type(parts.model).__name__, parts.encoder, parts.entered)
-    if policy.trained is not None:
-        check_fingerprint(policy.trained.base, parts.model, policy.name)
+    _check_trained(policy, parts.model)
     return EncoderStage(parts, policy, restore=options.restore is not False)
 
 
@@ -349,11 +347,15 @@ def _check_free(kind: str, hooked: nn.Module, modules: Sequence[nn.Module]) -> N
         frame = frame.f_back
 
 
+def _check_trained(policy: Policy, model: Any) -> None:
+    if (trained := getattr(policy, "trained", None)) is not None:
+        check_fingerprint(trained.base, model, policy.name)
+
+
 def _check_needs(policies: list[Policy], parts: Parts, positions: str | None) -> None:
     """What can be known before the first forward."""
     for one in policies:
-        if (trained := getattr(one, "trained", None)) is not None:
-            check_fingerprint(trained.base, parts.model, one.name)
+        _check_trained(one, parts.model)
         if looks_inside(one.needs) and parts.adapter.patches is None:
             raise UnsupportedPolicyError(
                 f"policy={one.name!r} needs the tower features of each visual token, and {parts.adapter.model_type!r} "

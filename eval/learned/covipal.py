@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ from ..inside import Inside
 KEEPS = (0.25, 0.11, 0.05, 0.02)
 SEEDS, TIMED = 3, 0.05
 GRID = (1, 16, 16)
-PREDICTOR = Path(shapes.CHECKPOINT) / "covipal"
-RIVALS = ("random", "uniform", "uniform + fastv")  # differences to these are told
+TRAINED = ("covipal", "covipal + fastv")
 
 
 def rows(predictor: Path) -> dict[str, list[Any]]:
     """Row -> policies without a budget. The best of the accuracy table, in front and combined, and what is usual."""
+    trained = CoViPAL(predictor=predictor)
     behind = Inside(policy=FastV(), drops=(1,), front=Uniform(), row="fastv")
     return {
-        "covipal": [CoViPAL(predictor=predictor)],
+        "covipal": [trained],
+        "covipal + fastv": [replace(behind, front=trained)],
         "random": [Random(seed=seed) for seed in range(SEEDS)],
         "uniform": [Uniform()],
         "uniform + fastv": [behind],
@@ -66,8 +68,9 @@ def measure(predictor: Path, scenes: int, easy: int, repeats: int) -> dict:
             found = answers(ways, KEEPS, questions.batches)
             right |= {(name, keep): cell for keep, cell in found.items()}
             bar.advance(task)
+    rivals = [name for name in several if name not in TRAINED]
     for (name, keep), (mine, kept) in right.items():
-        others = {f"over {one}": right[one, keep][0] for one in RIVALS if name == "covipal"}
+        others = {f"over {one}": right[one, keep][0] for one in rivals if name in TRAINED}
         cell = {"row": name, "keep": keep, "tokens": kept, "sets": figures(mine, others, questions)}
         result["rows"].append(cell)
     result["cost"] = cost(model, processor, sets[SCENES], predictor, repeats)
@@ -121,20 +124,20 @@ def _seconds(call) -> float:
 def table(result: dict) -> str:
     """Markdown."""
     text = ""
-    for name, facts in result["sets"].items():
-        cells = [cell for cell in result["rows"] if name in cell["sets"]]
-        dense = next(cell for cell in cells if cell["row"] == DENSE)["sets"][name]
-        text += f"## {name}, {facts['asked']} questions; dense {100 * dense['accuracy']:.1f} %\n\n"
+    for part, facts in result["sets"].items():
+        cells = [cell for cell in result["rows"] if part in cell["sets"]]
+        dense = next(cell for cell in cells if cell["row"] == DENSE)["sets"][part]
+        text += f"## {part}, {facts['asked']} questions; dense {100 * dense['accuracy']:.1f} %\n\n"
         text += f"| accuracy, % | {' | '.join(f'{keep:.0%}' for keep in KEEPS)} |\n|---|{len(KEEPS) * '---:|'}\n"
         for row in dict.fromkeys(cell["row"] for cell in cells if cell["row"] != DENSE):
-            own = {cell["keep"]: cell["sets"][name] for cell in cells if cell["row"] == row}
+            own = {cell["keep"]: cell["sets"][part] for cell in cells if cell["row"] == row}
             shares = " | ".join(f"{100 * own[keep]['accuracy']:.1f}" for keep in KEEPS)
             text += f"| {row} | {shares} |\n"
         text += "\n"
-        for rival in RIVALS:
-            own = {cell["keep"]: cell["sets"][name][f"over {rival}"] for cell in cells if cell["row"] == "covipal"}
-            told = (f"{keep:.0%}: {_signed(one)}" for keep, one in own.items())
-            text += f"covipal over {rival}, points: {'; '.join(told)}.\n\n"
+        for name in TRAINED:
+            own = [cell for cell in cells if cell["row"] == name]
+            told = (_over_best(cell, [one for one in cells if one["keep"] == cell["keep"]], part) for cell in own)
+            text += f"{name} over the best without training, points [95 % interval]: {'; '.join(told)}.\n\n"
     if training := result["training"]:
         text += (
             f"Trained on {training['data']}, {training['steps']} steps of {training['batch']} in "
@@ -149,14 +152,18 @@ def table(result: dict) -> str:
     return text + f"{result['machine']}\n"
 
 
-def _signed(one: dict[str, float]) -> str:
-    mean, low, high = (f"{100 * one[name]:+.1f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def _over_best(cell: dict, beside: list[dict], part: str) -> str:
+    """Of one budget: how many points more than the row without training that has the most."""
+    rivals = [one for one in beside if one["row"] not in (*TRAINED, DENSE)]
+    best = max(rivals, key=lambda one: one["sets"][part]["accuracy"])["row"]
+    over = cell["sets"][part][f"over {best}"]
+    mean, low, high = (f"{100 * over[name]:+.1f}" for name in ("mean", "low", "high"))
+    return f"{cell['keep']:.0%} {mean} [{low}, {high}] ({best})"
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokenprune.eval.learned.covipal", description=__doc__.splitlines()[0])
-    parser.add_argument("--predictor", type=Path, default=PREDICTOR, help="folder of the module")
+    parser.add_argument("--predictor", type=Path, default=shapes.PREDICTOR, help="folder of the module")
     parser.add_argument("--scenes", type=int, default=2400, help="held-out scenes, one question each")
     parser.add_argument("--easy", type=int, default=2400, help="questions of easy-VQA's test split")
     parser.add_argument("--repeats", type=int, default=15, help="rounds of time measurements")

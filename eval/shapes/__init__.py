@@ -8,6 +8,7 @@ from importlib import import_module
 _HOMES = {
     "inference": (
         "CHECKPOINT",
+        "PREDICTOR",
         "VIDEO_CHECKPOINT",
         "answer",
         "answer_video",

@@ -20,6 +20,7 @@ from transformers import (
 from .language import PROMPT, VIDEO_PROMPT
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+PREDICTOR = CHECKPOINT / "covipal"  # module trained for it by `tokenprune train covipal`
 VIDEO_CHECKPOINT = Path(__file__).parent / "checkpoint_video"
 
 

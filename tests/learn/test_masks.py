@@ -3,7 +3,7 @@ import torch
 
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.learn import losses
-from tokenprune.learn.masks import log_gate, log_retention, retention_mask, straight_through, top_gates
+from tokenprune.learn.masks import log_gate, log_retention, retention_mask, straight_through
 
 
 def test_gates_sum_to_the_budget_and_follow_the_scores():
@@ -47,16 +47,6 @@ def test_a_shut_gate_passes_back_what_opening_it_would_change():
     assert (gate.grad[[1, 3, 4]].abs() > 1e-2).all()
     kept = (scores[[0, 2, 5]].softmax(0) * values[[0, 2, 5]]).sum()
     torch.testing.assert_close(answer(gate.detach()), kept, atol=1e-4, rtol=0)
-
-
-def test_gates_of_the_largest_are_open_and_all_are_learnt():
-    u = torch.randn(3, 20, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    k = torch.tensor([1, 7, 19])
-    gates = top_gates(u, k, 1.0)
-    for row, many in enumerate(k.tolist()):
-        assert torch.equal(gates[row].round(), torch.zeros(20).scatter(0, u[row].topk(many).indices, 1.0))
-    (gates * torch.randn(3, 20)).sum().backward()
-    assert (u.grad != 0).all()
 
 
 def test_a_mask_is_causal_hides_padding_and_holds_the_gates():

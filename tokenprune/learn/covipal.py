@@ -46,8 +46,7 @@ class Recipe:
             the text behind it at layer `guide`, a share of the depth.
         equal: gate of all tokens in stage 1.
         keeps: smallest and largest share of a unit's tokens that stage 2 draws, evenly in its logarithm.
-        leak: gate of what is not kept, in shares kept: with 1, all that is dropped together weighs as much as what is
-            kept. With gates that are shut the loss is cliffs, whose slope says little.
+        leak: gate of what is not kept. With gates that are shut the loss is cliffs, whose slope says little.
         dither: see `PruningModule.spread`; another matrix in every step of stage 2.
     """
 
@@ -63,7 +62,7 @@ class Recipe:
     scale: float = 0.5
     equal: float = 0.05
     keeps: tuple[float, float] = (0.015, 0.3)
-    leak: float = 1.0
+    leak: float = 0.1
     dither: float = 3.2
     words: float = 1.0
     distill: float = 1.0
@@ -74,9 +73,9 @@ class Recipe:
             raise InvalidArgumentError(f"keeps=({least}, {most}) are no shares: give 0 < smallest <= largest < 1.")
         if self.signal not in get_args(Signal):
             raise InvalidArgumentError(f"signal={self.signal!r} is neither of {', '.join(get_args(Signal))}.")
-        for name, limit in (("equal", 1), ("leak", 1 / most)):
-            if not 0 < getattr(self, name) < limit:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} is not in (0, {limit:.4g}): give a gate.")
+        for name in ("equal", "leak"):
+            if not 0 < getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} is no gate: give one in (0, 1).")
         if min(self.batch, self.remember) < 1 or not 0 <= self.imitate <= 1 or self.refine <= 0:
             raise InvalidArgumentError(
                 f"batch={self.batch}, remember={self.remember}, imitate={self.imitate}, refine={self.refine}: give at "
@@ -130,6 +129,7 @@ def train_covipal(
         ).to(model.device)
     teacher = Teacher(model, guide=recipe.guide if recipe.signal == "attention" else None)
     remembered: dict[int, _Task] = {}
+    checked: list[int] = []
 
     def imitated(number: int) -> _Task:
         """One of the first `remember` batches; the same whenever it is asked for, also by a run that goes on."""
@@ -147,6 +147,9 @@ def train_covipal(
     def taught(number: int) -> tuple[Lesson, list[VisualTokens]]:
         batch = [examples(number * recipe.batch + i) for i in range(recipe.batch)]
         lesson = teacher.lesson(encoded(processor, model, batch))
+        if not checked:
+            teacher.check(lesson)
+            checked.append(number)
         return lesson, [group.tokens for group in lesson.groups]
 
     def scored(tokens: list[VisualTokens]) -> list[Tensor]:
@@ -198,7 +201,7 @@ def _budgets(u: Tensor, recipe: Recipe) -> Tensor:
 def _gates(scores: Tensor, k: Tensor, recipe: Recipe) -> Tensor:
     """[G, N], those of the model that keeps the k largest, but for the leak."""
     kept = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < k
-    return kept + (~kept) * (recipe.leak * k / scores.shape[1])
+    return kept + (~kept) * recipe.leak
 
 
 def _worth(
@@ -207,10 +210,9 @@ def _worth(
     """What every token is worth at these gates, [G, N] of mean 0 and deviation 1 per image, and the losses there."""
     if len(lesson.targets) == 0:
         raise InputError("data: no answer in this batch has a token of the model's vocabulary.")
-    places = torch.cat([group.places.flatten(0, 1) for group in lesson.groups])
     with torch.enable_grad():
         gates = [one.to(teacher.model.device, copy=True).requires_grad_() for one in gates]
-        logits = teacher.retold(places, torch.cat([one.log().flatten() for one in gates]))
+        logits = teacher.retold(lesson.places, torch.cat([one.log().flatten() for one in gates]))
         words, distill = losses.words(logits, lesson.targets), losses.distillation(logits, lesson.logits)
         nats = len(logits) * (recipe.words * words + recipe.distill * distill)
         slopes = torch.autograd.grad(nats, gates)

@@ -53,16 +53,6 @@ def log_gate(gate: Tensor, least: float = LEAST) -> Tensor:
     return (gate + least).log()
 
 
-def top_gates(u: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """[G, N]: 1 for the k largest scores, 0 for the others; backward relaxed at a temperature.
-
-    Args:
-        u: [G, N] scores; k: [G] long, 0 < k < N.
-    """
-    first = u.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return straight_through(log_retention(u, k, temperature).exp(), (first < k[:, None]).to(u.dtype))
-
-
 def retention_mask(given: Any, places: Tensor, log_gates: Tensor, x: Tensor) -> Tensor:
     """[B, 1, L, L] additive mask of a causal decoder, with log gates added to the columns of visual keys.
 

@@ -92,6 +92,11 @@ class Lesson:
     logits: Tensor
     targets: Tensor
 
+    @property
+    def places(self) -> Tensor:
+        """[V, 2] of all visual tokens, group by group."""
+        return torch.cat([group.places.flatten(0, 1) for group in self.groups])
+
 
 class Teacher:
     """A frozen model that is asked twice about a batch: as it is, and with soft retention of its visual tokens.
@@ -169,6 +174,23 @@ class Teacher:
             logits=output.logits[:, :-1][batch.answer[:, 1:]],
             targets=batch.inputs["input_ids"][:, 1:][batch.answer[:, 1:]],
         )
+
+    def check(self, lesson: Lesson) -> None:
+        """That the last lesson is told again as it was where all gates are open.
+
+        Raises:
+            UnsupportedModelError: it is not, as with layers that read no mask, or masks of their own.
+        """
+        places = lesson.places
+        with torch.no_grad():
+            again = self.retold(places, torch.zeros(len(places), device=places.device)).float()
+        dense = lesson.logits.float()
+        off = float((again - dense).norm() / (dense - dense.mean(-1, keepdim=True)).norm())
+        if not off < (1e-3 if lesson.logits.dtype == torch.float32 else 5e-2):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} answers otherwise ({off:.1%} off) when its decoder is given one mask for "
+                "all layers, so soft retention would teach about another model: it cannot be trained for."
+            )
 
     def retold(self, places: Tensor, log_gates: Tensor) -> Tensor:
         """Logits of the answers [n, V] of the last lesson, with log gates [V] added to the attention to visual keys
