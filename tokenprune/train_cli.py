@@ -121,7 +121,7 @@ def covipal(
     out: Annotated[Path, typer.Option(help="Folder of the module; an unfinished training there goes on.")] = Path(
         "covipal"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 2700,
+    steps: Annotated[int, typer.Option(min=1, help="Of the optimiser.")] = 2575,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step, in every process.")] = 32,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches a step.")] = 1,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,

@@ -54,7 +54,7 @@ class Recipe:
     hidden: int | None = None
     layers: int = 2
     heads: int = 4
-    imitate: float = 0.93
+    imitate: float = 0.975
     refine: float = 0.25
     remember: int = 225
     signal: Signal = "worth"
