@@ -8,6 +8,10 @@ import pytest
 from tokenprune import registry
 from tokenprune.adapters import ADAPTERS
 
+PRINTED = {
+    "add-a-policy": ("64 of 256 tokens", "'unlike-mean': "),
+    "add-a-family": ("has an adapter already", "kept 16 of 256"),
+}
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "tutorials").glob("*.md"))
 
 
@@ -30,9 +34,5 @@ def test_the_code_runs(page, as_it_was, capsys):
     assert len(found) >= 4
     exec(compile("\n".join(found), str(page), "exec"), {"__name__": "page"})
     printed = capsys.readouterr().out
-    words = {
-        "add-a-policy": ("64 of 256 tokens", "'unlike-mean': "),
-        "add-a-family": ("has an adapter already", "kept 16 of 256"),
-    }
-    for word in words[page.stem]:
+    for word in PRINTED[page.stem]:
         assert word in printed
