@@ -23,9 +23,10 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_line_about_a_video_answers_what_it_says(at_root):
+@pytest.mark.parametrize("about", ["--video", "predictor=eval/shapes"])
+def test_a_line_answers_what_it_says(at_root, about):
     found = blocks()
-    at = next(i for i, one in enumerate(found) if one.startswith("tokenprune run") and "--video" in one)
+    at = next(i for i, one in enumerate(found) if one.startswith("tokenprune run") and about in one)
     result = CliRunner().invoke(app, shlex.split(found[at].replace("\\\n", ""))[1:])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == found[at + 1].splitlines()
