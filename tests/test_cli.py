@@ -185,7 +185,7 @@ def test_run_uses_the_chat_template_and_one_begin_token(run, tiny_checkpoint, tm
         (("--keep", "half"), ["keep='half' is no number"]),
         (("--per", "tile"), ["per='tile' is not one of image, crop, frame, prompt"]),
         (("--policy", "cdprunr"), ["policy='cdprunr'", "did you mean 'cdpruner'?"]),
-        (("--set", "thta=0.5"), ["--set thta=0.5 names no field", "did you mean 'theta'?"]),
+        (("--set", "thta=0.5"), ["thta=0.5 names no field", "did you mean 'theta'?"]),
         (("--set", "theta"), ["has no '='"]),
         (("--set", "theta=2"), ["theta=2 is not in (0, 1)"]),
         (("--set", "theta=warm"), ["theta='warm' is a str", "float | None"]),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
-import textwrap
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -33,14 +31,11 @@ from .command import (
     one_sentence,
     prepared,
 )
+from .describe import default, joined, meanings, needs, paragraphs
 from .errors import InputError
 from .readers import open_image as open_image  # the demos', too
 from .train_cli import train
 from .view_cli import view
-
-if TYPE_CHECKING:
-    from .policies import Policy
-    from .policies.base import Need
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +63,7 @@ def list_command(
     table = Table("policy", "stage", "needs", "what it does", box=None, header_style="bold", pad_edge=False)
     for name in names:
         policy = get_policy(name)
-        table.add_row(name, policy.stage, _needs(policy()), inspect.getdoc(policy).splitlines()[0])
+        table.add_row(name, policy.stage, needs(policy()), inspect.getdoc(policy).splitlines()[0])
     Console().print(table)
 
 
@@ -86,21 +81,18 @@ def show(policy: Annotated[str, typer.Argument(help="Name of a policy, see `toke
     cls = get_policy(policy)
     console = Console(highlight=False)
     console.print(f"[bold]{policy}[/bold]  [dim]{cls.__module__}.{cls.__qualname__}[/dim]\n")
-    for block in _blocks(cls):
+    for block in paragraphs(cls):
         if not block.startswith("Attributes:"):
-            console.print(_joined(block) + "\n", markup=False)
-    inherited = [block for base in reversed(cls.__mro__[:-1]) for block in _blocks(base)]
-    about = {}
-    for block in inherited:
-        about |= _attributes(block) if block.startswith("Attributes:") else {}
+            console.print(joined(block) + "\n", markup=False)
+    about = meanings(cls)
     table = Table("field", "type", "default", "meaning", box=None, header_style="bold", pad_edge=False)
     common = {field.name for field in dataclasses.fields(Policy)}
     for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in common):
-        table.add_row(field.name, str(field.type), _default(field), about.get(field.name, ""))
+        table.add_row(field.name, str(field.type), default(field), about.get(field.name, ""))
     console.print(table, markup=False)
     facts = Table("", "", box=None, show_header=False, pad_edge=False)
     made = cls()
-    words = {"stage": cls.stage, "needs": _needs(made), "prunes": " and ".join(f"{k}s" for k in sorted(made.kinds))}
+    words = {"stage": cls.stage, "needs": needs(made), "prunes": " and ".join(f"{k}s" for k in sorted(made.kinds))}
     words |= {"positions": made.positions, "cost": cls.cost, "when": cls.when, "limits": cls.limits}
     for name, word in words.items():
         facts.add_row(f"[bold]{name}[/bold]", escape(word))
@@ -160,52 +152,6 @@ def run(
 
 
 app.command()(view)
-
-
-def _needs(policy: Policy) -> str:
-    reads = getattr(policy, "reads", "")
-    if isinstance(reads, frozenset):  # inside a vision transformer
-        what = {"keys": "keys of its blocks", "class_attention": "attention of the class token in its blocks"}
-        reads = ", ".join(what[one] for one in sorted(reads))
-    return reads or ", ".join(sorted(map(_need, policy.needs))) or "nothing"
-
-
-def _need(need: Need) -> str:
-    if isinstance(need, str):
-        return need
-    attention = {"cls": "of the class token", "all": "received", "auto": "of the class token or received"}
-    what = {"keys": "keys", "class_token": "class token", "attention": f"attention {attention[need.queries]}"}
-    layer = f"{need.layer:.1%} deep" if isinstance(need.layer, float) else need.layer
-    return f"{what[need.what]} (vision layer {'that is read' if layer is None else layer})"
-
-
-def _default(field: dataclasses.Field) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return repr(field.default_factory())
-    return "" if field.default is dataclasses.MISSING else repr(field.default)
-
-
-def _blocks(cls: type) -> list[str]:
-    """Paragraphs of a class's own docstring."""
-    return inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-
-
-def _joined(block: str) -> str:
-    """A paragraph without its line breaks, but for indented lines."""
-    return re.sub(r"\n(?! )", " ", block)
-
-
-def _attributes(block: str) -> dict[str, str]:
-    """`name: meaning` entries of the Attributes section of a docstring."""
-    meanings: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent(block.removeprefix("Attributes:").strip("\n")).splitlines():
-        if line and not line.startswith(" "):
-            name, _, meaning = line.partition(": ")
-            meanings |= dict.fromkeys(name.split(", "), meaning)
-        elif name:
-            meanings |= {one: f"{meanings[one]} {line.strip()}" for one in name.split(", ")}
-    return meanings
 
 
 def main() -> None:

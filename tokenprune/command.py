@@ -107,11 +107,11 @@ def make_policy(name: str, fields: dict[str, Any]) -> Policy:
     for field, value in fields.items():
         if field not in known:
             hint = nearest(field, known) or f": its fields are {', '.join(known)}"
-            raise InvalidArgumentError(f"--set {field}={value} names no field of {name!r}{hint}.")
+            raise InvalidArgumentError(f"{field}={value!r} names no field of {name!r}{hint}.")
         if not _plain(hints[field], value):
             wanted = inspect.formatannotation(hints[field])
             raise InvalidArgumentError(
-                f"--set {field}={value!r} is a {type(value).__name__}, the field takes {wanted}: give such a value, "
+                f"{field}={value!r} is a {type(value).__name__}, the field takes {wanted}: give such a value, "
                 "or wrap the model in Python."
             )
     return cls(**fields)

@@ -10,7 +10,7 @@ import typing
 from functools import cached_property
 
 import tokenprune
-from tokenprune.cli import _attributes, _blocks, _default, _joined, _needs
+from tokenprune.describe import default, joined, meanings, needs, paragraphs
 from tokenprune.policies import Policy
 
 STAGES = {
@@ -32,7 +32,7 @@ class Described:
 
     def __init__(self, name: str):
         self.name, self.cls = name, tokenprune.get_policy(name)
-        self.blocks = _blocks(self.cls)
+        self.blocks = paragraphs(self.cls)
 
     @cached_property
     def made(self) -> Policy:
@@ -40,15 +40,15 @@ class Described:
 
     @property
     def summary(self) -> str:
-        return _joined(self.blocks[0])
+        return joined(self.blocks[0])
 
     @property
     def rule(self) -> list[str]:
         """Paragraphs between the summary and what is said of fields, defaults and sources."""
-        return [_joined(block) for block in self.blocks[1:] if not PARTED.match(block)]
+        return [joined(block) for block in self.blocks[1:] if not PARTED.match(block)]
 
     def about(self, word: str) -> list[str]:
-        return [_joined(block) for block in self.blocks if re.match(word, block)]
+        return [joined(block) for block in self.blocks if re.match(word, block)]
 
     @property
     def source(self) -> list[str]:
@@ -57,17 +57,17 @@ class Described:
         for base in self.cls.__mro__[1:]:
             if any("arXiv" in one or "none" in one for one in found):
                 break
-            found += [_joined(block) for block in _blocks(base) if block.startswith("Source")]
+            found += [joined(block) for block in paragraphs(base) if block.startswith("Source")]
         return [re.sub(r"^Source: ", "", one) for one in found]
 
     @property
     def module(self) -> str:
         """First paragraph of the docstring of its module."""
-        return _joined(inspect.cleandoc(sys.modules[self.cls.__module__].__doc__ or "").split("\n\n")[0])
+        return joined(inspect.cleandoc(sys.modules[self.cls.__module__].__doc__ or "").split("\n\n")[0])
 
     @property
     def needs(self) -> str:
-        return _needs(self.made)
+        return needs(self.made)
 
     @property
     def fields(self) -> list[dataclasses.Field]:
@@ -77,11 +77,7 @@ class Described:
 
     @cached_property
     def meanings(self) -> dict[str, str]:
-        about: dict[str, str] = {}
-        for base in reversed(self.cls.__mro__[:-1]):
-            for block in _blocks(base):
-                about |= _attributes(block) if block.startswith("Attributes:") else {}
-        return about
+        return meanings(self.cls)
 
     @property
     def budgeted(self) -> bool:
@@ -93,7 +89,7 @@ class Described:
         return f"{', '.join(first)} and {last}" if first else last
 
     def default(self, field: dataclasses.Field) -> str:
-        return _default(field)
+        return default(field)
 
     def type(self, field: dataclasses.Field) -> str:
         return field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
