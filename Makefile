@@ -4,17 +4,20 @@ READY := .venv/.ready
 IMAGE ?=
 QUESTION ?=
 
-.PHONY: demo test lint docs clean
+.PHONY: demo app test lint docs clean
 
-# Everything `demo`, `test`, `lint` and `docs` need, once.
+# Everything the targets below need, once.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[test,eval,docs]"
+	$(BIN)/pip install --quiet --editable ".[test,eval,demo,docs]"
 	touch $@
 
 demo: $(READY)
 	$(BIN)/python demos/demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(QUESTION),--question "$(QUESTION)")
+
+app: $(READY)
+	$(BIN)/python demos/app.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto

@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 import tokenprune
 from tokenprune.cli import one_sentence, open_image
 from tokenprune.eval import shapes
+from tokenprune.eval.stopwatch import Stopwatch
 
 BUDGETS = (0.5, 0.25, 0.11, 0.05)
 POLICIES = {  # name -> its fields
@@ -66,50 +66,21 @@ def samples() -> list[Task]:
     return tasks
 
 
-class Stopwatch:
-    """Milliseconds of every forward of a model, while inside the `with` block."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.model, self.ms = model, []
-
-    def __enter__(self):
-        self._hooks = [
-            self.model.register_forward_pre_hook(lambda *_: self.ms.append(-time.perf_counter())),
-            self.model.register_forward_hook(lambda *_: self.ms.append(1e3 * (self.ms.pop() + time.perf_counter()))),
-        ]
-        return self
-
-    def __exit__(self, *exc):
-        for hook in self._hooks:
-            hook.remove()
-
-
 class Asker:
-    """One picture and question, encoded once, answered under any policy."""
+    """One picture and question, answered under any policy."""
 
     def __init__(self, model, processor, task: Task, repeats: int):
         self.model, self.processor, self.repeats = model, processor, repeats
-        inputs = processor(text=[shapes.prompt(task.question)], images=[task.image], return_tensors="pt")
-        pixels = inputs.pop("pixel_values").to(model.dtype)
-        self.inputs, durations = inputs, []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            features = model.get_image_features(pixel_values=pixels)
-            durations.append(1e3 * (time.perf_counter() - start))
-        self.encode_ms = statistics.median(durations[1:])  # the first one warms up
-        self.encoded = shapes.takes_features(model)
-        self.visual = {"mm_encoder_outputs": {"image": features}} if self.encoded else {"pixel_values": pixels}
+        self.inputs = processor(text=[shapes.prompt(task.question)], images=[task.image], return_tensors="pt")
 
     def ask(self, handle: tokenprune.Handle | None = None) -> Result:
         parts = []
         for _ in range(self.repeats + 1):
             with Stopwatch(self.model) as watch:
-                generated = self.model.generate(**self.inputs, **self.visual)
+                generated = self.model.generate(**self.inputs)
             selection = (handle.report().selection_ms or 0.0) if handle else 0.0
-            prefill, *decode = watch.ms
-            encoding = 0.0 if self.encoded else self.encode_ms  # done again inside the prefill
-            parts.append((self.encode_ms, selection, prefill - selection - encoding, sum(decode)))
-        medians = [statistics.median(column) for column in zip(*parts[1:], strict=True)]
+            parts.append((1e3 * watch.tower, selection, 1e3 * watch.prefill, 1e3 * watch.decode))
+        medians = [statistics.median(column) for column in zip(*parts[1:], strict=True)]  # the first one warms up
         words = generated[0, self.inputs["input_ids"].shape[1] :]
         answer = self.processor.decode(words, skip_special_tokens=True).strip()
         return Result(answer, handle.report() if handle else None, dict(zip(PARTS, medians, strict=True)))

@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser):
     parser.addoption("--golden-dir", type=Path, default=GOLDEN, help="folder whose .npz files test_golden.py checks")
+    parser.addoption("--screenshots", type=Path, help="folder for pictures of the demo's page (docs/images)")
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ PACKAGES = {"tokenprune": "tokenprune", "adapters": "tokenprune.adapters", "eval
 LEAVES = ["errors", "budget", "projection", "tokens", "layers", "blocks", "registry", "report", "fingerprint"]
 INPUT = ["readers", "video"]
 LOADING = ["checkpoints", "encoding"]
+VIEW = ["view", "view_merges"]
 LIBRARY = [*LEAVES, *INPUT, "ops", "predictors", "policies", "adapters", "stages", "wrap", ""]
 # part of the library ("" is its __init__) -> parts it may import
 MAY_IMPORT = {
@@ -27,13 +28,14 @@ MAY_IMPORT = {
     "calibrate": [*LIBRARY, "calibrate"],
     **{part: ["errors", "video"] for part in LOADING},
     "learn": [*LIBRARY, *LOADING, "calibrate", "learn"],
+    "describe": LIBRARY,
     "command": [*LIBRARY, *LOADING, "command"],
     "train_cli": [*LIBRARY, *LOADING, "calibrate", "learn", "command", "train_cli"],
     "view_cli": [*LIBRARY, "command", "view", "view_merges", "view_cli"],
-    "cli": [*LIBRARY, "command", "train_cli", "view_cli", "cli"],
+    "cli": [*LIBRARY, "describe", "command", "train_cli", "view_cli", "cli"],
     "__main__": ["cli"],
     "eval": [*LIBRARY, *LOADING, "calibrate", "learn", "command", "eval"],
-    "demos": ["", "cli", "eval", "view"],  # the public face only
+    "demos": ["demos", "", "wrap", "errors", "registry", *INPUT, *LOADING, "describe", "command", "cli", *VIEW, "eval"],
 }
 TRANSFORMERS = {"adapters", "stages", "learn", "checkpoints", "command", "video", "eval", "demos"}
 

@@ -1,0 +1,1 @@
+"""The parts of `demos/app.py`."""
