@@ -154,11 +154,15 @@ def run(
 app.command()(view)
 
 
-def main() -> None:
+def complete() -> typer.Typer:
     """All commands: also what packages name in the entry point group `tokenprune.commands`, as functions for typer."""
     for point in sorted(entry_points(group="tokenprune.commands")):
         app.command(point.name)(_loaded(point))
-    app()
+    return app
+
+
+def main() -> None:
+    complete()()
 
 
 def _loaded(point: EntryPoint) -> Callable:
