@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from . import published, timing
 from .accuracy import cell, grouped, percent, sign
@@ -11,15 +10,7 @@ from .policies import described
 from .results import read
 from .text import escaped, table
 
-README = Path(__file__).parents[2] / "README.md"
 BUDGET = 0.25
-
-
-def families() -> str:
-    """README's, which a test holds against the code."""
-    text = README.read_text()
-    start, stop = text.index("<!-- families: "), text.index("<!-- end of families -->")
-    return text[text.index("\n", start) + 1 : stop]
 
 
 def quarter() -> str:
@@ -129,6 +120,5 @@ def commands() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part
-    for part in (families, quarter, clips, bench, shares, small, events, reading_qwen, reading_next, commands)
+    part.__name__: part for part in (quarter, clips, bench, shares, small, events, reading_qwen, reading_next, commands)
 }

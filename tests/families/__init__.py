@@ -1,6 +1,6 @@
 """Tiny randomly initialised models of every supported family, and inputs for them.
 
-A new family adds one builder to a file here; FAMILIES parametrises the tests and README's table.
+A new family adds one builder to a file here; FAMILIES parametrises the tests and the table in docs/families.md.
 """
 
 import transformers

@@ -1,4 +1,4 @@
-"""`python -m tests.families.table`: README's table of families, from the list the tests run on."""
+"""`python -m tests.families.table`: the table of families in docs/families.md, from the list the tests run on."""
 
 from __future__ import annotations
 
