@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 ROOT = Path(__file__).parents[2]
 SAMPLES = shapes.CHECKPOINT.parent / "samples"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WAIT = 30_000  # ms, for models that load while other tests run
+WAIT = 90_000  # ms, for models that load while other tests run
 
 
 @pytest.fixture(scope="module")

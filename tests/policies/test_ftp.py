@@ -80,7 +80,8 @@ def test_a_router_comes_back_from_its_folder(tmp_path):
 
 def test_bad_arguments():
     assert get_policy("ftp") is FTP
-    for more in ({"router": "statik"}, {"sparsity": 1.0}, {"schedule": [1.2]}, {"predictor": 3}, {"keep": 0.5}):
+    bad = ({"schedule": [1.2]}, {"schedule": -1}, {"schedule": "0.5"}, {"schedule": [None]})
+    for more in ({"router": "statik"}, {"sparsity": 1.0}, {"predictor": 3}, {"keep": 0.5}, *bad):
         with pytest.raises(InvalidArgumentError, match=next(iter(more))):
             FTP(**more)
     with pytest.raises(PredictorError, match="nowhere"):

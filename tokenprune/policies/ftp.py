@@ -66,8 +66,13 @@ class FTP(SkipPolicy):
             )
         if not (type(self.sparsity) in (int, float) and 0 <= self.sparsity < 1):
             raise InvalidArgumentError(f"sparsity={self.sparsity!r} is not in [0, 1): give a mean share to skip.")
-        if self.schedule is not None and not all(0 <= share <= 1 for share in self.schedule):
-            raise InvalidArgumentError(f"schedule={self.schedule!r} has other than shares from 0 to 1: give these.")
+        if self.schedule is not None and not (
+            isinstance(self.schedule, (list, tuple))
+            and all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in self.schedule)
+        ):
+            raise InvalidArgumentError(
+                f"schedule={self.schedule!r} is no list of shares from 0 to 1: give one for each block."
+            )
         if self.predictor is not None and not isinstance(self.predictor, (str, Path, TokenRouter)):
             raise InvalidArgumentError(
                 f"predictor={self.predictor!r} is no folder, hub id or TokenRouter: give what train_ftp wrote."
