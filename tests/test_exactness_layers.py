@@ -14,7 +14,8 @@ from tests.probes import generate, logits, new_tokens, protected
 from tokenprune import DivPrune, Event, FastV, LayerPolicy, Pool, RandomLayers, Selection, UnsupportedModelError
 from tokenprune.stages import within
 
-BATCHES = [(1,), (2, 1), (1, 0, 3)]
+# (images of each sample, layers in front of which tokens leave): every batch and every set of layers, on every family
+DROPS = [((1,), (0, 2)), ((2, 1), (2,)), ((1, 0, 3), (1, 3))]
 WITH = ("qwen3_vl", "gemma3", "smolvlm", "granite_docling")
 SEVERAL = [LLAVA, QWEN2_5_VL, *(BY_NAME[name] for name in WITH if name in BY_NAME)]
 # Compact where the model has 1-D positions
@@ -66,8 +67,7 @@ def refused(family):
 
 
 @family_and_attention
-@pytest.mark.parametrize("images", BATCHES, ids=str)
-@pytest.mark.parametrize("drops", [(2,), (1, 3), (0, 2)], ids=str)
+@pytest.mark.parametrize(("images", "drops"), DROPS, ids=str)
 def test_given_indices(family, attention, images, drops, record_property):
     model, inputs = family.model(attention=attention), family.inputs(images)
     if (reason := refused(family)) is not None:
