@@ -66,8 +66,15 @@ def refused(family):
     return REFUSED_INSIDE.get(family.model_type)
 
 
-@family_and_attention
-@pytest.mark.parametrize(("images", "drops"), DROPS, ids=str)
+@pytest.mark.parametrize(
+    ("family", "attention", "images", "drops"),
+    [
+        pytest.param(one, kind, images, drops, id=f"{one.name}-{kind}-{images}-{drops}")
+        for one in FAMILIES
+        for i, kind in enumerate(one.attentions)
+        for images, drops in DROPS[i::2]  # each once, every attention at least once
+    ],
+)
 def test_given_indices(family, attention, images, drops, record_property):
     model, inputs = family.model(attention=attention), family.inputs(images)
     if (reason := refused(family)) is not None:

@@ -173,8 +173,7 @@ def test_the_reference_alone_is_the_model(case):
 
 
 @every_case
-@pytest.mark.parametrize("images", BATCHES, ids=str)
-@pytest.mark.parametrize("r", [2, [0, 0, 5]], ids=str)
+@pytest.mark.parametrize(("images", "r"), [((1,), 2), ((2, 1), [0, 0, 5]), ((1, 0, 3), 2)], ids=str)
 def test_restored(case, images, r, record_property):
     family = case.family
     r = r if isinstance(r, int) else [0] * (len(case.full or range(case.depth)) - 1) + [5]
